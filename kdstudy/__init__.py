@@ -1,0 +1,57 @@
+"""kdstudy: an interactive, notebook-based toolkit for studying knowledge distillation.
+
+A notebook describes its trainings as `Run` values and asks `study` for them as one table; what is in the
+store is read, what is missing is trained.
+"""
+
+from kdstudy import claims, data, losses, methods, metrics, nets, plots, report, runs, schedules
+from kdstudy.claims import Claim, Verdicts
+from kdstudy.data import DATASETS, Data, Views
+from kdstudy.errors import KDStudyError
+from kdstudy.method import METHODS, Hard, Match, Method, Nets, Scaled, Soft, Step, Sum
+from kdstudy.nets import NETWORKS, Staged
+from kdstudy.recipe import Recipe
+from kdstudy.report import conclude
+from kdstudy.runs import Net, Run
+from kdstudy.store import Result, Store
+from kdstudy.study import settings, study
+from kdstudy.train import train
+
+__all__ = [
+    "DATASETS",
+    "METHODS",
+    "NETWORKS",
+    "Claim",
+    "Data",
+    "Hard",
+    "KDStudyError",
+    "Match",
+    "Method",
+    "Net",
+    "Nets",
+    "Recipe",
+    "Result",
+    "Run",
+    "Scaled",
+    "Soft",
+    "Staged",
+    "Step",
+    "Store",
+    "Sum",
+    "Verdicts",
+    "Views",
+    "claims",
+    "conclude",
+    "data",
+    "losses",
+    "methods",
+    "metrics",
+    "nets",
+    "plots",
+    "report",
+    "runs",
+    "schedules",
+    "settings",
+    "study",
+    "train",
+]

@@ -1,0 +1,109 @@
+"""One error for everything a user can mend, in one line: the value, what was allowed, the nearest match."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_type_hints
+
+_TYPES: dict[object, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+_NUMBERS = {"int": (int,), "float": (int, float)}
+
+
+class KDStudyError(Exception):
+    """A wrong turn that its message explains in one line."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> KDStudyError:
+    """Return the error for a name that is not known, with the nearest match or all names.
+
+    Args:
+        kind: what was looked for, such as ``"network"``.
+        name: the name given.
+        known: the names there are.
+
+    Returns:
+        The error, to be raised by the caller.
+
+    Example:
+        >>> str(unknown("network", "resnet9", ["resnet8", "wrn_16_2"]))
+        "unknown network 'resnet9': did you mean 'resnet8'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if close:
+        return KDStudyError(f"unknown {kind} {name!r}: did you mean {close[0]!r}?")
+    return KDStudyError(f"unknown {kind} {name!r}: there is {', '.join(names) or 'none'}")
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    whole: bool = False,
+    above: bool = False,
+) -> None:
+    """Refuse a value that is not a number within [low, high], or within (low, high] if `above`.
+
+    Args:
+        name: what the value is called.
+        value: the value given.
+        low: the least value allowed.
+        high: the greatest value allowed.
+        whole: whether it has to be an integer.
+        above: whether it has to be greater than `low`, not equal to it.
+
+    Raises:
+        KDStudyError: naming the value and what is allowed.
+
+    Example:
+        >>> check_number("alpha", 2, low=0, high=1)
+        Traceback (most recent call last):
+        kdstudy.errors.KDStudyError: alpha = 2: must be a number between 0 and 1
+    """
+    kinds = _NUMBERS["int" if whole else "float"]
+    right = isinstance(value, kinds) and not isinstance(value, bool)
+    if right and low <= value <= high and not (above and value == low):  # type: ignore[operator]
+        return
+    noun = "an integer" if whole else "a number"
+    if high < math.inf:
+        allowed = f"{noun} between {low:g} and {high:g}" + (f", not {low:g}" if above else "")
+    elif low > -math.inf:
+        allowed = f"{noun} {'greater than' if above else 'of at least'} {low:g}"
+    else:
+        allowed = noun
+    raise KDStudyError(f"{name} = {value!r}: must be {allowed}")
+
+
+def check_arguments(kind: str, factory: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Refuse arguments that `factory` does not take or whose plain type differs from its annotation.
+
+    Args:
+        kind: what is being made, such as ``"method 'kd'"``.
+        factory: the callable the arguments are meant for.
+        given: the arguments by name.
+
+    Raises:
+        KDStudyError: naming the argument, with the nearest match or the type that was asked for.
+
+    Example:
+        >>> def kd(temperature: float = 4.0): ...
+        >>> check_arguments("method 'kd'", kd, {"temprature": 2.0})
+        Traceback (most recent call last):
+        kdstudy.errors.KDStudyError: method 'kd': unknown parameter 'temprature': did you mean 'temperature'?
+    """
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    hints = get_type_hints(factory)
+    for name, value in given.items():
+        if name not in parameters:
+            raise KDStudyError(f"{kind}: {unknown('parameter', name, parameters)}")
+        wanted = hints.get(name)
+        kinds = _TYPES.get(wanted, (object,))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and wanted in (int, float)):
+            raise KDStudyError(f"{kind}: {name} = {value!r}: must be of type {wanted.__name__}")  # type: ignore[union-attr]

@@ -1,0 +1,275 @@
+"""What a method is: named loss terms for a batch, composed of a few parts, entered in a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from kdstudy import losses
+from kdstudy.errors import KDStudyError, check_number, unknown
+from kdstudy.nets import Staged
+from kdstudy.registry import Registry
+from kdstudy.schedules import Schedule
+
+METHODS = Registry("method")
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def outputs(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return a network's outputs by tap; a network without named stages has the tap "logits" alone."""
+    return net.outputs(x) if isinstance(net, Staged) else {"logits": net(x)}
+
+
+class Outputs:
+    """A network's outputs on one batch by tap, computed at the first use and then shared.
+
+    Args:
+        run: computes all of them.
+    """
+
+    def __init__(self, run: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._run = run
+        self._taps: Mapping[str, Tensor] | None = None
+
+    def __getitem__(self, tap: str) -> Tensor:
+        if self._taps is None:
+            self._taps = self._run()
+        if tap not in self._taps:
+            raise unknown("tap", tap, self._taps)
+        return self._taps[tap]
+
+
+@dataclass
+class Step:
+    """One batch of training, as a method sees it.
+
+    Attributes:
+        x: the views (B, C, H, W), normalised.
+        y: the labels (B,), int64.
+        target: what the labels say as probabilities (B, classes).
+        index: the samples' rows in the training set (B,), int64.
+        progress: how much of the schedule has passed, in [0, 1).
+        student: the student's outputs by tap, with gradients.
+        teacher: the teacher's outputs by tap, without; those of several teachers are averaged.
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    index: Tensor
+    progress: float
+    student: Outputs
+    teacher: Outputs
+    _further: dict[int, Outputs] = field(default_factory=dict)
+
+    def of(self, net: nn.Module) -> Outputs:
+        """Return the outputs of any further network on this batch, computed once."""
+        return self._further.setdefault(id(net), Outputs(lambda: outputs(net, self.x)))
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The networks a method is built around.
+
+    Attributes:
+        student: the network to be trained.
+        teachers: the teachers, in eval mode and without gradients. A method must not keep one: its
+            `parameters()`, `train()` and `state_dict()` are never to reach a teacher.
+        shape: an image's (C, H, W).
+        fresh: makes another network like the student, with weights of its own.
+    """
+
+    student: nn.Module
+    teachers: tuple[nn.Module, ...]
+    shape: tuple[int, int, int]
+    fresh: Callable[[], nn.Module]
+
+    def shapes(self, net: nn.Module) -> Shapes:
+        """Return the shape of each tap of one of the networks for one image, without the batch."""
+        training = net.training
+        device = next(net.parameters()).device
+        with torch.no_grad():
+            taps = outputs(net.eval(), torch.zeros(1, *self.shape, device=device))
+        net.train(training)
+        return {tap: tuple(value.shape[1:]) for tap, value in taps.items()}
+
+
+class Method(nn.Module):
+    """What the student learns from: asked for named loss terms, whose sum is minimised.
+
+    Attributes:
+        needs: the teacher's taps it reads. Nothing: it takes no teacher. The logits alone: the teacher's
+            outputs are recorded once and shared by all its students.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def build(self, nets: Nets) -> None:
+        """Create what is trainable besides the student, such as adapters."""
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Return the weighted loss terms of a batch by name, each a scalar."""
+        raise NotImplementedError
+
+    def deploy(self, nets: Nets) -> nn.Module:
+        """Return the network that is evaluated, counted and saved: the student, unless a method says else."""
+        return nets.student
+
+
+class Sum(Method):
+    """The sum of several methods: all their terms together.
+
+    Args:
+        *parts: the methods; no two may name a term alike.
+    """
+
+    def __init__(self, *parts: Method) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.needs = frozenset[str]().union(*(part.needs for part in parts))
+
+    def build(self, nets: Nets) -> None:
+        """Build each part."""
+        for part in self._methods():
+            part.build(nets)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Return the terms of all parts."""
+        terms: dict[str, Tensor] = {}
+        for part in self._methods():
+            for name, value in part(step).items():
+                if name in terms:
+                    raise KDStudyError(f"two parts of a Sum name a term {name!r}")
+                terms[name] = value
+        return terms
+
+    def deploy(self, nets: Nets) -> nn.Module:
+        """Return what the one part that deploys something other than the student deploys."""
+        nets_out = [part.deploy(nets) for part in self._methods()]
+        return next((net for net in nets_out if net is not nets.student), nets.student)
+
+    def _methods(self) -> list[Method]:
+        return [part for part in self.parts if isinstance(part, Method)]
+
+
+class Scaled(Method):
+    """A method with all its terms multiplied by a weight; at weight 0 none is computed.
+
+    Args:
+        weight: a number, or a schedule over training.
+        method: what is weighted.
+    """
+
+    def __init__(self, weight: float | Schedule, method: Method) -> None:
+        super().__init__()
+        self.weight = weight
+        self.method = method
+        self.needs = method.needs
+
+    def build(self, nets: Nets) -> None:
+        """Build the method."""
+        self.method.build(nets)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Return the weighted terms."""
+        weight = self.weight(step.progress) if isinstance(self.weight, Schedule) else self.weight
+        if weight == 0:
+            return {}
+        return {name: weight * value for name, value in self.method(step).items()}
+
+    def deploy(self, nets: Nets) -> nn.Module:
+        """Return what the method deploys."""
+        return self.method.deploy(nets)
+
+
+class Hard(Method):
+    """Cross-entropy with the labels, smoothed or as they are: −mean Σ_c q_c log p_c, q = (1−ε) y + ε/C.
+
+    Args:
+        smoothing: ε, in [0, 1].
+
+    Raises:
+        KDStudyError: if `smoothing` is out of its range.
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        check_number("smoothing", smoothing, low=0, high=1)
+        self.smoothing = smoothing
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Return the term "hard"."""
+        target = step.target
+        if self.smoothing:
+            target = target * (1 - self.smoothing) + self.smoothing / target.shape[1]
+        return {"hard": losses.cross_entropy(step.student["logits"], target)}
+
+
+class Soft(Method):
+    """Hinton's distillation loss: T² KL between teacher and student at temperature T; see `losses.kd`.
+
+    Args:
+        temperature: T, greater than 0.
+
+    Raises:
+        KDStudyError: if `temperature` is out of its range.
+    """
+
+    needs = frozenset({"logits"})
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        check_number("temperature", temperature, low=0, above=True)
+        self.temperature = temperature
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Return the term "soft"."""
+        return {"soft": losses.kd(step.student["logits"], step.teacher["logits"], self.temperature)}
+
+
+class Match(Method):
+    """A loss between a tap of the student and a tap of the teacher.
+
+    Args:
+        loss: takes the student's output and the teacher's, returns a scalar.
+        tap: the student's tap.
+        teacher_tap: the teacher's; None takes the same name.
+        adapter: makes, from the shapes of both taps without the batch, a module that the student's
+            output passes through; None compares it as it is.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        tap: str,
+        teacher_tap: str | None = None,
+        adapter: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss, self.tap, self.teacher_tap = loss, tap, teacher_tap or tap
+        self.make_adapter = adapter
+        self.adapter: nn.Module = nn.Identity()
+        self.needs = frozenset({self.teacher_tap})
+
+    def build(self, nets: Nets) -> None:
+        """Create the adapter, after checking that both taps exist and, without one, that they fit."""
+        student, teacher = nets.shapes(nets.student), nets.shapes(nets.teachers[0])
+        for tap, shapes in ((self.tap, student), (self.teacher_tap, teacher)):
+            if tap not in shapes:
+                raise unknown("tap", tap, shapes)
+        ours, theirs = student[self.tap], teacher[self.teacher_tap]
+        if self.make_adapter is not None:
+            self.adapter = self.make_adapter(ours, theirs)
+        elif ours != theirs:
+            raise KDStudyError(
+                f"cannot match {self.tap} {ours} with the teacher's {self.teacher_tap} {theirs} without an adapter"
+            )
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Return the term "match_TAP"."""
+        adapted = self.adapter(step.student[self.tap])
+        return {f"match_{self.tap}": self.loss(adapted, step.teacher[self.teacher_tap])}

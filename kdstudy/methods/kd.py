@@ -1,0 +1,28 @@
+"""Knowledge distillation as most people know it."""
+
+from kdstudy.errors import check_number
+from kdstudy.method import METHODS, Hard, Method, Scaled, Soft, Sum
+
+
+@METHODS.register("kd")
+def kd(temperature: float = 4.0, alpha: float = 0.9) -> Method:
+    """Distillation of the softened logits (Hinton, Vinyals & Dean 2015).
+
+    L = (1 − α) CE(y, p_s) + α T² KL(p_t^T ‖ p_s^T)
+
+    Args:
+        temperature: T, greater than 0; it softens both networks' outputs in the second term.
+        alpha: α, in [0, 1]: the weight of the teacher. Gnosis and CheckpointKD call the other weight α.
+
+    Returns:
+        The method, with the terms "hard" and "soft".
+
+    Raises:
+        KDStudyError: if a parameter is out of its range.
+
+    Example:
+        >>> sorted(kd(temperature=2.0).needs)
+        ['logits']
+    """
+    check_number("alpha", alpha, low=0, high=1)
+    return Sum(Scaled(1 - alpha, Hard()), Scaled(alpha, Soft(temperature)))

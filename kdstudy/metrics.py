@@ -1,0 +1,181 @@
+"""What a prediction is worth, and how near a student's is to its teacher's: Python floats, in double."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdstudy.errors import KDStudyError, check_number
+
+
+def _labelled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits in double and labels, both on the CPU, after checking them."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        shapes = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
+        raise KDStudyError(f"{shapes}: must be (N, C) and (N,) with N of at least 1")
+    labels = labels.detach().cpu().long()
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise KDStudyError(f"labels: must be between 0 and {logits.shape[1] - 1}")
+    return logits.detach().cpu().double(), labels
+
+
+def _paired(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in double on the CPU after checking them."""
+    if student.ndim != 2 or student.shape != teacher.shape or not len(student):
+        shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+        raise KDStudyError(f"{shapes}: must both be (N, C) with N of at least 1")
+    return student.detach().cpu().double(), teacher.detach().cpu().double()
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of samples whose largest logit is the label's.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), integers in [0, C).
+
+    Returns:
+        A fraction in [0, 1].
+
+    Raises:
+        KDStudyError: if shapes or labels do not fit, or there are no samples.
+
+    Example:
+        >>> accuracy(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+        0.5
+    """
+    logits, labels = _labelled(logits, labels)
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def nll(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean negative log-likelihood of the labels.
+
+    -1/N sum_n log p_n(y_n), with p = softmax(logits).
+
+    Args:
+        logits: (N, C).
+        labels: (N,), integers in [0, C).
+
+    Returns:
+        Nats, at least 0.
+
+    Raises:
+        KDStudyError: if shapes or labels do not fit, or there are no samples.
+
+    Example:
+        >>> round(nll(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])), 6)
+        0.410038
+    """
+    return F.cross_entropy(*_labelled(logits, labels)).item()
+
+
+def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error of the top prediction.
+
+    sum_m |B_m|/N |accuracy(B_m) - confidence(B_m)|, where B_m holds the samples whose confidence
+    max_c p(c) lies in ((m-1)/M, m/M].
+
+    Args:
+        logits: (N, C).
+        labels: (N,), integers in [0, C).
+        bins: M, the number of bins of equal width, at least 1.
+
+    Returns:
+        A fraction in [0, 1]; it depends on M, and is biased upwards when bins are nearly empty.
+
+    Raises:
+        KDStudyError: if shapes, labels or bins do not fit, or there are no samples.
+
+    Example:
+        >>> round(ece(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])), 6)
+        0.380797
+
+    Source:
+        Guo et al. 2017.
+    """
+    check_number("bins", bins, low=1, whole=True)
+    logits, labels = _labelled(logits, labels)
+    confidence, top = logits.softmax(1).max(1)  # (N,), (N,)
+    edges = torch.arange(1, bins, dtype=torch.double) / bins  # (M - 1,)
+    gap = (top == labels).double() - confidence  # (N,)
+    sums = torch.zeros(bins, dtype=torch.double).index_add_(0, torch.bucketize(confidence, edges), gap)  # (M,)
+    return (sums.abs().sum() / len(labels)).item()
+
+
+def brier(logits: Tensor, labels: Tensor) -> float:
+    """Return the Brier score, the squared distance of the prediction from the one-hot label.
+
+    1/N sum_{n,c} (p_n(c) - [c = y_n])^2: a sum over classes and a mean over samples.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), integers in [0, C).
+
+    Returns:
+        A number in [0, 2].
+
+    Raises:
+        KDStudyError: if shapes or labels do not fit, or there are no samples.
+
+    Example:
+        >>> brier(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        0.5
+
+    Source:
+        Brier 1950; for two classes some libraries halve it.
+    """
+    logits, labels = _labelled(logits, labels)
+    error = logits.softmax(1) - F.one_hot(labels, logits.shape[1])  # (N, C)
+    return error.square().sum(1).mean().item()
+
+
+def agreement(student: Tensor, teacher: Tensor) -> float:
+    """Return the share of samples for which student and teacher predict the same class.
+
+    Args:
+        student: logits (N, C).
+        teacher: logits (N, C).
+
+    Returns:
+        A fraction in [0, 1], right or wrong predictions alike.
+
+    Raises:
+        KDStudyError: if the shapes differ, or there are no samples.
+
+    Example:
+        >>> agreement(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        0.5
+
+    Source:
+        Stanton et al. 2021, "average top-1 agreement".
+    """
+    student, teacher = _paired(student, teacher)
+    return (student.argmax(1) == teacher.argmax(1)).double().mean().item()
+
+
+def kl(student: Tensor, teacher: Tensor) -> float:
+    """Return the mean divergence of the student's prediction from the teacher's, at temperature 1.
+
+    1/N sum_{n,c} p_t (log p_t - log p_s).
+
+    Args:
+        student: logits (N, C).
+        teacher: logits (N, C).
+
+    Returns:
+        Nats, at least 0.
+
+    Raises:
+        KDStudyError: if the shapes differ, or there are no samples.
+
+    Example:
+        >>> round(kl(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])), 6)
+        1.523188
+
+    Source:
+        Stanton et al. 2021, "average predictive KL".
+    """
+    log_s, log_t = (z.log_softmax(1) for z in _paired(student, teacher))
+    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True).item()

@@ -1,0 +1,162 @@
+"""Long work shows itself: how long it may take, measured here, and how far it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from kdstudy.data import Dataset
+from kdstudy.method import Hard
+from kdstudy.runs import Run
+from kdstudy.train import Training
+
+_rates: dict[tuple[Any, ...], float] = {}
+
+
+def seconds_an_image(run: Run, data: Dataset) -> float:
+    """Measure how long one image of one epoch takes a run's network, in seconds: two steps, once a process."""
+    known = (run.net, data.shape, run.recipe.batch, run.recipe.precision)
+    if known not in _rates:
+        recipe = dataclasses.replace(run.recipe, epochs=1, stop=None)
+        training = Training(run.make_net(data), data, Hard(), recipe=recipe)
+        order = training.order(0)
+        training.order = lambda epoch: order[:1]  # type: ignore[method-assign]
+        training.train_epoch()
+        training.order = lambda epoch: order[1:3] or order[:1]  # type: ignore[method-assign]
+        started = time.perf_counter()
+        training.train_epoch()
+        images = sum(len(rows) for rows in training.order(0))
+        _rates[known] = (time.perf_counter() - started) / images
+    return _rates[known]
+
+
+def estimate(runs: Iterable[Run]) -> dict[str, float]:
+    """Estimate how long each run takes here, in seconds by key, from measured rates.
+
+    A forward pass is taken to cost a third of a training step; what a teacher says of an epoch is counted
+    for the first of its students alone.
+    """
+    recorded: set[tuple[str, int]] = set()
+    seconds = {}
+    for run in runs:
+        data = run.data.load()
+        n, epochs = len(data.train), run.recipe.last_epoch
+        seconds[run.key] = seconds_an_image(run, data) * epochs * (n + len(data.validation) / 3)
+        for teacher in run.teachers:
+            if (teacher.key, epochs) not in recorded:
+                recorded.add((teacher.key, epochs))
+                seconds[run.key] += seconds_an_image(teacher, data) * epochs * n / 3
+    return seconds
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration as people say it.
+
+    Example:
+        >>> seconds_text(42), seconds_text(200), seconds_text(5400)
+        ('42 s', '3 min 20 s', '1 h 30 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+class Progress:
+    """Shows a study at work: a bar to people, one line an epoch to logs.
+
+    In a notebook the bar is one output that is updated, in a terminal it is tqdm's. Elsewhere the lines go
+    to the error stream, or to the file that `KDSTUDY_LOG` names, which gets them in any case.
+
+    Args:
+        total: how many runs there are.
+        missing: those that are to be trained.
+    """
+
+    def __init__(self, total: int, missing: list[Run]) -> None:
+        self.seconds = estimate(missing)
+        self.whole = sum(self.seconds.values())
+        self.share = dict.fromkeys(self.seconds, 0.0)
+        self.failures = 0
+        self.started = time.monotonic()
+        about = f", about {seconds_text(self.whole)}" if missing else ""
+        self.plan = f"{total} runs: {total - len(missing)} in the store, {len(missing)} to train"
+        self.display = _Display()
+        self.display.show(f"{self.plan}{about}", 0.0)
+
+    def epoch(self, run: Run, record: Mapping[str, Any]) -> None:
+        """Show a finished epoch."""
+        epoch, epochs = record["epoch"] + 1, run.recipe.last_epoch
+        self.share[run.key] = epoch / epochs
+        accuracy = f"validation accuracy {record['validation_accuracy']:.1%}"
+        self._show(f"{run.label}: epoch {epoch}/{epochs}, {accuracy}")
+
+    def ended(self, run: Run, error: str | None) -> None:
+        """Show that a run has ended, well or not."""
+        self.share[run.key] = 1.0
+        if error is not None:
+            self.failures += 1
+            self._show(f"{run.label} failed: {error}")
+
+    def close(self) -> None:
+        """Show that all is done."""
+        taken = seconds_text(time.monotonic() - self.started)
+        trained = f"; {len(self.share) - self.failures} trained in {taken}" if self.share else ""
+        failed = f", {self.failures} failed" if self.failures else ""
+        self.display.show(f"{self.plan}{trained}{failed}", 1.0)
+        self.display.close()
+
+    def _show(self, text: str) -> None:
+        done = sum(self.share[key] * self.seconds[key] for key in self.share) / self.whole
+        left = (time.monotonic() - self.started) * (1 - done) / max(done, 1e-9)
+        ended = sum(share == 1.0 for share in self.share.values())
+        self.display.show(f"{ended}/{len(self.share)} runs, about {seconds_text(left)} left; {text}", min(done, 0.999))
+
+
+class _Display:
+    """Where progress is shown: one output in a notebook, a bar in a terminal, a line at a time in a log."""
+
+    def __init__(self) -> None:
+        from IPython.core.getipython import get_ipython
+
+        self.notebook = hasattr(get_ipython(), "kernel")
+        self.handle: Any = None
+        self.bar: Any = None
+        if not self.notebook and sys.stderr.isatty():
+            self.bar = tqdm(total=1000, bar_format="{percentage:3.0f}% |{bar:20}| {desc}")
+
+    def show(self, text: str, share: float) -> None:
+        """Show a line, and how much of the whole is done."""
+        if file := os.environ.get("KDSTUDY_LOG"):
+            with open(file, "a") as out:
+                out.write(f"{text}\n")
+        if self.notebook:
+            self._update(text, share)
+        elif self.bar is not None:
+            self.bar.n = round(share * 1000)
+            self.bar.set_description_str(text)
+        elif not file:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _update(self, text: str, share: float) -> None:
+        from IPython.display import HTML, display
+
+        bar = f'<progress value="{share:.3f}" max="1" aria-label="share done"></progress> ' if share < 1 else ""
+        page = HTML(bar + html.escape(text))
+        if self.handle is None:
+            self.handle = display(page, display_id=True)
+        else:
+            self.handle.update(page)

@@ -1,0 +1,103 @@
+"""How a network is trained, as a value; and the random streams that a seed stands for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from kdstudy.errors import KDStudyError, check_number
+from kdstudy.replay import Precision, has_bfloat16
+from kdstudy.schedules import Schedule, steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: stochastic gradient descent with momentum, and how long.
+
+    The defaults are the protocol of the CIFAR-100 benchmark most KD papers compare on (RepDistiller).
+
+    Attributes:
+        epochs: the length of the schedule.
+        stop: the epoch after which training ends although its schedule is longer, which gives the raw
+            checkpoint of a long schedule; None trains to its end.
+        batch: images a step; the images left over at an epoch's end, fewer than a batch, sit it out.
+        learning_rate: the learning rate where the schedule is 1.
+        momentum: of the gradient, in [0, 1].
+        nesterov: whether the momentum is Nesterov's.
+        weight_decay: on all parameters.
+        schedule: progress to a factor of the learning rate.
+        precision: "auto" computes in bfloat16 where the hardware does, else in float32.
+        live: whether the teacher runs in every step, instead of being recorded once an epoch.
+
+    Raises:
+        KDStudyError: if a value is out of its range.
+
+    Example:
+        >>> Recipe(epochs=0)
+        Traceback (most recent call last):
+        kdstudy.errors.KDStudyError: epochs = 0: must be an integer of at least 1
+    """
+
+    epochs: int = 240
+    stop: int | None = None
+    batch: int = 64
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    schedule: Schedule = field(default_factory=lambda: steps((0.625, 0.75, 0.875)))
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    live: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("epochs", self.epochs, low=1, whole=True)
+        check_number("batch", self.batch, low=2, whole=True)
+        check_number("learning_rate", self.learning_rate, low=0, above=True)
+        check_number("momentum", self.momentum, low=0, high=1)
+        check_number("weight_decay", self.weight_decay, low=0)
+        if self.stop is not None:
+            check_number("stop", self.stop, low=1, high=self.epochs, whole=True)
+        if not isinstance(self.schedule, Schedule):
+            raise KDStudyError(f"schedule = {self.schedule!r}: must be made by kdstudy.schedules")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise KDStudyError(f"precision = {self.precision!r}: must be 'auto', 'float32' or 'bfloat16'")
+
+    @property
+    def last_epoch(self) -> int:
+        """After how many epochs training ends."""
+        return self.stop or self.epochs
+
+    def resolve_precision(self, device: torch.device) -> Precision:
+        """Return the precision that is computed in on a device."""
+        if self.precision == "auto":
+            return "bfloat16" if has_bfloat16(device) else "float32"
+        return self.precision
+
+
+def default_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """Return the seed of one of a run's random streams: a hash, so that streams are independent.
+
+    Example:
+        >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 3) != derive_seed(0, "order", 4)
+        True
+    """
+    words = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Draw torch's random numbers from one of a run's streams, and leave the global ones untouched."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, *purpose))
+        yield

@@ -1,0 +1,116 @@
+"""A registry is a dict plus a decorator; a second entry of one name is an error."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kdstudy.errors import KDStudyError, check_arguments, unknown
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered factory with what its results depend on.
+
+    Attributes:
+        name: the name it is registered by.
+        factory: the callable that makes the thing.
+        version: what identifies its behaviour: a number raised by hand for what ships with kdstudy,
+            a hash of the normalised source for what a user registers.
+    """
+
+    name: str
+    factory: Callable[..., Any]
+    version: int | str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the factory's docstring."""
+        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
+
+
+class Registry(dict[str, Entry]):
+    """Named factories of one kind.
+
+    Example:
+        >>> shapes = Registry("shape")
+        >>> @shapes.register("square")
+        ... def square(side: int = 1) -> int:
+        ...     return side * side
+        >>> shapes.make("square", side=3)
+        9
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str, *, version: int = 1) -> Callable[[F], F]:
+        """Return the decorator that enters a factory under `name`.
+
+        Args:
+            name: the name to be used in a `Run`.
+            version: raised whenever a change of a built-in factory changes results; what a user
+                registers is known by its source instead.
+
+        Raises:
+            KDStudyError: if something else has that name already. Running the same definition again,
+                as one does in a notebook, replaces it.
+        """
+
+        def enter(factory: F) -> F:
+            before = self.get(name)
+            if before is not None and _origin(before.factory) != _origin(factory):
+                raise KDStudyError(f"{self.kind} {name!r} is registered already, by {_origin(before.factory)}")
+            shipped = factory.__module__.startswith("kdstudy.")
+            self[name] = Entry(name, factory, version if shipped else source_hash(factory))
+            return factory
+
+        return enter
+
+    def __missing__(self, name: str) -> Entry:
+        raise unknown(self.kind, name, self)
+
+    def check(self, name: str, args: Mapping[str, Any]) -> Entry:
+        """Return the entry called `name` after checking that it takes `args`."""
+        entry = self[name]
+        check_arguments(f"{self.kind} {name!r}", entry.factory, args)
+        return entry
+
+    def make(self, name: str, *positional: Any, **args: Any) -> Any:
+        """Call the factory called `name`."""
+        return self.check(name, args).factory(*positional, **args)
+
+
+def _origin(factory: Callable[..., Any]) -> str:
+    return f"{factory.__module__}.{factory.__qualname__}"
+
+
+def source_hash(thing: Callable[..., Any]) -> str:
+    """Return a hash of a definition's code that comments, blank lines and layout do not change.
+
+    Args:
+        thing: a function or class defined in a file or a notebook cell.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256.
+
+    Raises:
+        KDStudyError: if its source cannot be read, as for code typed into a bare interpreter.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(thing))
+    except (OSError, TypeError):
+        # A definition in a doctest or at a bare prompt has no file; its byte code is all there is.
+        code = getattr(thing, "__code__", None)
+        if code is None:
+            raise KDStudyError(f"{_origin(thing)}: define it in a file or a notebook cell") from None
+        return hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:16]
+    return hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest()[:16]

@@ -1,0 +1,261 @@
+"""Studies run headless: parameters checked, the notebook executed, and a truthful account of it written."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdstudy.claims import MIME
+from kdstudy.errors import KDStudyError, unknown
+from kdstudy.places import project, write_atomically
+from kdstudy.study import SCALES
+
+TIMEOUTS = {"smoke": 600, "quick": 3600, "course": 6 * 3600, "paper": 14 * 86400}  # seconds a cell
+PACKAGES = ("kdstudy", "torch", "torchvision", "numpy", "pandas", "scipy", "matplotlib", "papermill")
+
+
+def conclude(table: pd.DataFrame) -> None:
+    """End a study: nothing happens if all its runs finished.
+
+    Args:
+        table: as `study` returns it.
+
+    Raises:
+        KDStudyError: naming the first run that failed, so that a headless run of the notebook fails too.
+
+    Example:
+        >>> conclude(pd.DataFrame({"status": ["finished"]}))
+    """
+    failed = table[table["status"] == "failed"]
+    if len(failed):
+        first = failed.iloc[0]
+        raise KDStudyError(
+            f"{len(failed)} of {len(table)} runs failed, first {first['net']} {first['method']} "
+            f"seed {first['seed']}: {first['error']}"
+        )
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A notebook's parameter: its name, its default, and its type as the parameters cell annotates it."""
+
+    name: str
+    default: Any
+    kind: str
+
+    def parse(self, text: str) -> Any:
+        """Return the value that a text from the command line stands for.
+
+        Raises:
+            KDStudyError: if it is not of the parameter's type.
+
+        Example:
+            >>> Parameter("seeds", None, "int | None").parse("3")
+            3
+        """
+        kinds = [kind.strip() for kind in self.kind.split("|")]
+        if text == "None" and "None" in kinds:
+            return None
+        if "str" in kinds:
+            return text
+        if any(kind.startswith("list") for kind in kinds):
+            return [entry.strip() for entry in text.strip("[]").replace("'", "").replace('"', "").split(",")]
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        allowed = {"int": int, "float": (int, float), "bool": bool}
+        for kind in kinds:
+            right = isinstance(value, allowed.get(kind, ()))  # type: ignore[arg-type]
+            if right and (kind == "bool" or not isinstance(value, bool)):
+                return value
+        raise KDStudyError(f"{self.name} = {text!r}: must be of type {self.kind}")
+
+
+def notebooks_folder(folder: Path | None = None) -> Path:
+    """Return the folder of the studies' notebooks, by default the project's `notebooks/`."""
+    found = folder or project() / "notebooks"
+    if not found.is_dir():
+        raise KDStudyError(f"no folder of notebooks at {found}: name one with --notebooks")
+    return found
+
+
+def studies(folder: Path | None = None) -> dict[str, Path]:
+    """Return the studies by name, in order of their numbers: `notebooks/NN_NAME.ipynb`."""
+    files = sorted(notebooks_folder(folder).glob("[0-9][0-9]_*.ipynb"))
+    return {file.stem[3:]: file for file in files}
+
+
+def _cells(notebook: Path) -> list[Any]:
+    import nbformat  # takes a second, and training needs none of it
+
+    cells: list[Any] = nbformat.read(notebook, 4).cells
+    return cells
+
+
+def title(notebook: Path) -> str:
+    """Return a notebook's title: its first heading."""
+    for cell in _cells(notebook):
+        for line in cell.source.splitlines() if cell.cell_type == "markdown" else []:
+            if line.startswith("# "):
+                return str(line[2:])
+    return ""
+
+
+def find_study(name: str, folder: Path | None = None) -> Path:
+    """Return a study's notebook by its exact name after the number, or by its path.
+
+    Raises:
+        KDStudyError: if there is none, with the nearest name.
+    """
+    if name.endswith(".ipynb"):
+        if not Path(name).is_file():
+            raise KDStudyError(f"no notebook at {name}")
+        return Path(name)
+    known = studies(folder)
+    if name not in known:
+        raise unknown("study", name, known)
+    return known[name]
+
+
+def parameters(notebook: Path) -> dict[str, Parameter]:
+    """Return a notebook's parameters, read from its `parameters` cell without executing it.
+
+    Raises:
+        KDStudyError: if there is no such cell, or something else than a literal in it.
+    """
+    cells = [c for c in _cells(notebook) if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise KDStudyError(f"{notebook}: needs one cell tagged 'parameters', has {len(cells)}")
+    found = {}
+    for node in ast.parse(cells[0].source).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])[0]
+        value = getattr(node, "value", None)
+        if not isinstance(target, ast.Name) or value is None:
+            raise KDStudyError(f"{notebook}: the parameters cell may hold nothing but NAME: TYPE = LITERAL")
+        default = ast.literal_eval(value)
+        kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
+        found[target.id] = Parameter(target.id, default, kind)
+    return found
+
+
+def check_parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of parameters given as texts, all checked by name and type.
+
+    Raises:
+        KDStudyError: for an unknown name (with the nearest one) or a wrong type.
+    """
+    known = parameters(notebook)
+    for name in given:
+        if name not in known:
+            raise unknown("parameter", name, known)
+    values = {name: known[name].parse(text) for name, text in given.items()}
+    scale = values.get("scale")
+    if scale and scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    return values
+
+
+def folder_name(values: Mapping[str, Any]) -> str:
+    """Return the name of a report's folder: its scale, then the other parameters.
+
+    Example:
+        >>> folder_name({"scale": "quick", "seeds": 3})
+        'quick,seeds=3'
+    """
+    others = [f"{name}={value}" for name, value in values.items() if name != "scale"]
+    name = re.sub(r"[^\w=.,+-]+", "-", ",".join([str(values.get("scale") or "quick"), *others]))
+    if len(name) <= 100:
+        return name
+    return f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: float | None = None) -> dict[str, Any]:
+    """Execute a study's notebook and write the executed notebook, an HTML report and a manifest.
+
+    Args:
+        notebook: the study.
+        values: its parameters, checked by `check_parameters`.
+        out: the folder to write into.
+        timeout: the most seconds a cell may take; None takes the scale's own.
+
+    Returns:
+        The manifest, as it is written to `manifest.json`: its `outcome` is "finished" or "failed", and
+        `error` says in one line what went wrong.
+    """
+    import papermill
+
+    scale = str(values.get("scale") or os.environ.get("KDSTUDY_SCALE") or "quick")
+    out.mkdir(parents=True, exist_ok=True)
+    executed = out / notebook.name
+    for stale in (executed, out / "report.html", out / "manifest.json"):
+        stale.unlink(missing_ok=True)
+    started, error = time.time(), ""
+    try:
+        papermill.execute_notebook(
+            notebook,
+            executed,
+            parameters={**values, "scale": scale},
+            kernel_name="python3",
+            progress_bar=False,
+            execution_timeout=int(timeout or TIMEOUTS.get(scale, 3600)),
+        )
+    except Exception as reason:  # told in the manifest, whatever it is
+        error = _one_line(reason)
+    manifest = {
+        "study": notebook.stem[3:],
+        "scale": scale,
+        "parameters": {k: v for k, v in values.items() if k != "scale"},
+        "outcome": "failed" if error else "finished",
+        "error": error,
+        "seconds": round(time.time() - started, 1),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "claims": _claims(executed),
+    }
+    if executed.exists():
+        write_atomically(out / "report.html", lambda file: file.write_text(to_html(executed)))
+    write_atomically(out / "manifest.json", lambda file: file.write_text(json.dumps(manifest, indent=1)))
+    return manifest
+
+
+def _one_line(error: Exception) -> str:
+    """Return what stopped a notebook, in one line."""
+    name, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
+    if name == "DeadKernelError":
+        return "the kernel died: killed from outside, or out of memory"
+    if name == "CellTimeoutError":
+        return "a cell took longer than the time limit: raise it with --timeout SECONDS"
+    line = next(iter(text.strip().splitlines()), "")
+    return line if name == "KDStudyError" else f"{name}: {line}"
+
+
+def _claims(executed: Path) -> list[dict[str, Any]]:
+    """Return the claims that an executed notebook shows."""
+    if not executed.exists():
+        return []
+    outputs = [o for cell in _cells(executed) for o in cell.get("outputs", [])]
+    return [claim for output in outputs for claim in output.get("data", {}).get(MIME, [])]
+
+
+def to_html(notebook: Path) -> str:
+    """Return an executed notebook as one HTML page that needs nothing from elsewhere."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="")
+    page: str
+    page, _ = exporter.from_filename(str(notebook))
+    return page

@@ -1,0 +1,258 @@
+"""The store of finished runs: what was trained once is read, what is missing is trained."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdstudy import metrics, nets
+from kdstudy.data import Dataset
+from kdstudy.errors import KDStudyError
+from kdstudy.places import runs_root, write_atomically
+from kdstudy.replay import Average, average_logits
+from kdstudy.runs import Run, canonical
+from kdstudy.train import Training, predict
+
+CHECKPOINT_SECONDS = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished run, read from the store when asked.
+
+    Attributes:
+        run: the run.
+        folder: where it is stored.
+        metrics: its numbers by name; accuracies and the like are fractions.
+    """
+
+    run: Run
+    folder: Path
+    metrics: Mapping[str, Any]
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch."""
+        lines = (self.folder / "history.jsonl").read_text().splitlines()
+        return pd.DataFrame([json.loads(line) for line in lines])
+
+    def logits(self, split: str) -> Tensor:
+        """Return the logits of the last epoch on "train" (without views), "validation" or "test" (N, C)."""
+        with safe_open(self.folder / "predictions.safetensors", "pt") as file:
+            logits: Tensor = file.get_tensor(split)
+        return logits.float()
+
+    def predictions(self) -> Tensor:
+        """Return the class predicted for each training image's view in each epoch (epochs, N); −1: none."""
+        with safe_open(self.folder / "predictions.safetensors", "pt") as file:
+            predicted: Tensor = file.get_tensor("epochs")
+        return predicted
+
+    def network(self, device: torch.device | None = None) -> nn.Module:
+        """Return the trained network, in evaluation mode."""
+        training = _prepare(self.run, self.run.data.load(), None, device)
+        training.net.load_state_dict(load_file(self.folder / "weights.safetensors"))
+        return training.net.eval()
+
+
+class Store:
+    """The finished runs in a folder, and the training of those that are not there yet.
+
+    Args:
+        root: the folder; None takes `KDSTUDY_RUNS`, by default `runs/`.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or runs_root()
+
+    def folder(self, run: Run) -> Path:
+        """Return the folder of a run, whether it is there or not."""
+        return self.root / run.key
+
+    def find(self, run: Run) -> Result | None:
+        """Return a finished run, or None where it is not finished.
+
+        Raises:
+            KDStudyError: if what is stored under its key is another run.
+        """
+        folder = self.folder(run)
+        if not (folder / "result.json").exists():
+            return None
+        if json.loads((folder / "spec.json").read_text()) != json.loads(canonical(run.spec())):
+            raise KDStudyError(f"{folder} holds another run than {run.label}: move it away")
+        return Result(run, folder, json.loads((folder / "result.json").read_text())["metrics"])
+
+    def train(self, run: Run) -> Result:
+        """Return a finished run, training it first if need be; its teachers too.
+
+        Raises:
+            KDStudyError: if training diverges.
+        """
+        for _ in self.epochs(run):
+            pass
+        found = self.find(run)
+        assert found is not None
+        return found
+
+    def epochs(self, run: Run) -> Iterator[dict[str, Any]]:
+        """Train a run and yield the record of each epoch as soon as it is done; nothing if it is finished.
+
+        A second process that wants the same run waits for the first and then finds it finished.
+
+        Raises:
+            KDStudyError: if training diverges.
+        """
+        if self.find(run):
+            return
+        taught_by = [self.train(teacher) for teacher in run.teachers]
+        self.root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.root / f"{run.key}.lock"):
+            if not self.find(run):
+                yield from self._epochs(run, taught_by)
+
+    def _epochs(self, run: Run, taught_by: list[Result]) -> Iterator[dict[str, Any]]:
+        folder = self.folder(run)
+        write_atomically(folder / "spec.json", lambda file: file.write_text(canonical(run.spec())))
+        recordings = self.root / "recordings"
+        training = _prepare(run, run.data.load(), recordings, None, [t.network() for t in taught_by])
+        _resume(training, folder / "checkpoint.safetensors")
+        saved = time.monotonic()
+        for record in training.epochs():
+            yield record
+            if time.monotonic() - saved > CHECKPOINT_SECONDS and not training.finished:
+                _checkpoint(training, folder / "checkpoint.safetensors")
+                saved = time.monotonic()
+        _finish(training, run, folder, taught_by)
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def _prepare(
+    run: Run,
+    dataset: Dataset,
+    recordings: Path | None,
+    device: torch.device | None,
+    teachers: list[nn.Module] | None = None,
+) -> Training:
+    """Return a run's training before its first epoch."""
+    number = itertools.count(1)
+    folders = [recordings / teacher.key for teacher in run.teachers] if recordings else None
+    if teachers is None:
+        teachers = [teacher.make_net(dataset) for teacher in run.teachers]
+    return Training(
+        run.make_net(dataset),
+        dataset,
+        run.make_method(),
+        teachers=teachers,
+        recipe=run.recipe,
+        seed=run.seed,
+        average=run.average,
+        device=device,
+        recordings=folders,
+        fresh=lambda: run.make_net(dataset, "fresh", next(number)),
+    )
+
+
+def _resume(training: Training, file: Path) -> None:
+    """Go on from a checkpoint if there is one that can be read."""
+    try:
+        with safe_open(file, "pt") as opened:
+            said = opened.metadata()
+        training.load(load_file(file), json.loads(said["history"]), int(said["best_epoch"]))
+    except FileNotFoundError:
+        return
+
+
+def _checkpoint(training: Training, file: Path) -> None:
+    said = {"history": json.dumps(training.history), "best_epoch": str(training.best[0])}
+    write_atomically(file, lambda partial: save_file(training.state(), partial, metadata=said))
+
+
+def _finish(training: Training, run: Run, folder: Path, taught_by: list[Result]) -> None:
+    """Evaluate a trained network and write what is stored of it; the result last, which makes it finished."""
+    data, net = training.data, training.net
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    logits = {name: predict(net, split.images, data, training.precision) for name, split in splits.items()}
+    labels = {name: split.labels.cpu() for name, split in splits.items()}
+    weights = {k: v.detach().contiguous().clone() for k, v in net.state_dict().items()}
+    measured = {
+        "epochs": training.epoch,
+        **_quality(logits, labels),
+        **_best(training, labels["test"]),
+        **_fidelity(logits, taught_by, run.average),
+        "parameters": nets.parameters(net),
+        "flops": nets.flops(net, data.shape),
+        "train_seconds": sum(record["seconds"] for record in training.history),
+    }
+    kept = {**logits, "train": logits["train"].half(), "epochs": torch.stack(training.predictions)}
+    history = "".join(json.dumps(record) + "\n" for record in training.history)
+    write_atomically(folder / "history.jsonl", lambda file: file.write_text(history))
+    write_atomically(folder / "predictions.safetensors", lambda file: save_file(kept, file))
+    write_atomically(folder / "weights.safetensors", lambda file: save_file(weights, file))
+    result = {"metrics": measured, "provenance": _provenance(training)}
+    write_atomically(folder / "result.json", lambda file: file.write_text(json.dumps(result, indent=1)))
+
+
+def _quality(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return accuracy on each split, and how good the probabilities are on test."""
+    z, y = logits["test"], labels["test"]
+    return {
+        **{f"{split}_accuracy": metrics.accuracy(logits[split], labels[split]) for split in logits},
+        "test_nll": metrics.nll(z, y),
+        "test_ece": metrics.ece(z, y),
+        "test_brier": metrics.brier(z, y),
+    }
+
+
+def _best(training: Training, labels: Tensor) -> dict[str, float]:
+    """Return the epoch that did best on validation, and its network's accuracy on test."""
+    epoch, weights = training.best
+    best = copy.deepcopy(training.net)
+    best.load_state_dict(weights)
+    logits = predict(best, training.data.test.images, training.data, training.precision)
+    return {
+        "best_epoch": epoch,
+        "best_validation_accuracy": training.history[epoch]["validation_accuracy"],
+        "best_test_accuracy": metrics.accuracy(logits, labels),
+    }
+
+
+def _fidelity(logits: Mapping[str, Tensor], taught_by: list[Result], average: Average) -> dict[str, float]:
+    """Return how closely the student follows its teacher, on training and on test images without views."""
+    if not taught_by:
+        return {}
+    said: dict[str, float] = {}
+    for split in ("train", "test"):
+        teacher = average_logits([result.logits(split) for result in taught_by], average)
+        said[f"{split}_agreement"] = metrics.agreement(logits[split], teacher)
+        said[f"{split}_kl"] = metrics.kl(logits[split], teacher)
+    return said
+
+
+def _provenance(training: Training) -> dict[str, Any]:
+    """Return what a result does not depend on by intention: machine, versions, resolved precision."""
+    return {
+        "kdstudy": importlib.metadata.version("kdstudy"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(training.device),
+        "threads": torch.get_num_threads(),
+        "precision": training.precision,
+        "data": training.data.fingerprint,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -1,0 +1,133 @@
+"""Many runs as one table: what is missing is trained, teachers first, and shown while it is."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+
+from kdstudy.engines import execute
+from kdstudy.errors import KDStudyError, unknown
+from kdstudy.method import METHODS
+from kdstudy.progress import Progress
+from kdstudy.runs import Run
+from kdstudy.store import Store
+
+SCALES = ("smoke", "quick", "course", "paper")
+
+
+def settings(scale: str | None, scales: Mapping[str, Mapping[str, Any]], **given: Any) -> SimpleNamespace:
+    """Return a study's settings: those given, and for each None the scale's own.
+
+    Args:
+        scale: "smoke", "quick", "course" or "paper"; empty takes `KDSTUDY_SCALE`, by default "quick".
+        scales: each scale's own settings.
+        **given: the parameters of the notebook; None stands for the scale's own, 0 is a value.
+
+    Returns:
+        The settings as attributes, `scale` among them.
+
+    Raises:
+        KDStudyError: for an unknown scale or setting, or a value of another type than the scale's own.
+
+    Example:
+        >>> settings("smoke", {"smoke": {"epochs": 1, "seeds": 2}}, epochs=None, seeds=3)
+        namespace(scale='smoke', epochs=1, seeds=3)
+    """
+    scale = scale or os.environ.get("KDSTUDY_SCALE") or "quick"
+    if scale not in scales:
+        raise unknown("scale", scale, scales)
+    own = dict(scales[scale])
+    for name, value in given.items():
+        if name not in own:
+            raise unknown("setting", name, own)
+        own[name] = own[name] if value is None else _like(name, value, own[name])
+    return SimpleNamespace(scale=scale, **own)
+
+
+def _like(name: str, value: Any, example: Any) -> Any:
+    """Return `value` if it is of the example's type (an integer may stand for a float), else refuse it."""
+    if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(example, list | tuple) and isinstance(value, list | tuple) and value:
+        return [_like(f"an entry of {name}", entry, example[0]) for entry in value]
+    if type(value) is not type(example):
+        raise KDStudyError(f"{name} = {value!r}: must be of type {type(example).__name__}, like {example!r}")
+    return value
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs and all they depend on, each once, teachers before students."""
+    ordered: dict[str, Run] = {}
+
+    def visit(run: Run) -> None:
+        for teacher in run.teachers:
+            visit(teacher)
+        ordered.setdefault(run.key, run)
+
+    for run in runs:
+        visit(run)
+    return list(ordered.values())
+
+
+def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
+    """Train what is missing of some runs, teachers first, and return them all as a table.
+
+    Says beforehand how many runs there are and about how long they take, from rates measured here. A run
+    that fails does not stop the others; those it was to teach fail with it.
+
+    Args:
+        runs: the runs; their teachers are trained too, but have no rows unless they are listed.
+        store: where finished runs are kept; None takes the default one.
+
+    Returns:
+        One row a run, in the order given: its key, network, method, parameters, teacher and seed, its
+        metrics (accuracies and shares in [0, 1], KL and NLL in nats), `status` "finished" or "failed",
+        and `error`.
+
+    Example:
+        >>> from kdstudy import Recipe
+        >>> run = Run("resnet8", data="digits", recipe=Recipe(epochs=1, batch=128), seed=1)
+        >>> study([run])[["net", "method", "seed", "status"]].iloc[0].tolist()
+        ['resnet8', 'scratch', 1, 'finished']
+    """
+    runs, store = list(runs), store or Store()
+    ordered = in_order(runs)
+    missing = [run for run in ordered if store.find(run) is None]
+    show = Progress(len(ordered), missing)
+    failed: dict[str, str] = {}
+    for event in execute(missing, store):
+        if event.record is not None:
+            show.epoch(event.run, event.record)
+            continue
+        show.ended(event.run, event.error)
+        if event.error is not None:
+            failed[event.run.key] = event.error
+    show.close()
+    return pd.DataFrame([_row(run, store, failed) for run in runs])
+
+
+def _row(run: Run, store: Store, failed: Mapping[str, str]) -> dict[str, Any]:
+    declared = inspect.signature(METHODS[run.method].factory).parameters
+    row: dict[str, Any] = {
+        "run": run.key,
+        "net": run.net.label,
+        "method": run.method,
+        **{name: run.params.get(name, p.default) for name, p in declared.items()},
+        "teacher": ", ".join(teacher.net.label for teacher in run.teachers),
+        "teacher_epochs": max((teacher.recipe.last_epoch for teacher in run.teachers), default=0),
+        "seed": run.seed,
+        "status": "failed" if run.key in failed else "finished",
+        "error": failed.get(run.key, ""),
+    }
+    result = None if run.key in failed else store.find(run)
+    if result is None:
+        return row
+    taught_by = [found.metrics["test_accuracy"] for t in run.teachers if (found := store.find(t))]
+    if taught_by:
+        row["teacher_test_accuracy"] = sum(taught_by) / len(taught_by)
+    return row | dict(result.metrics)

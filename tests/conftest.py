@@ -1,0 +1,34 @@
+"""What holds in every test: one thread, the smallest scale, and folders of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the whole session, doctests and the processes it starts included, out of the user's folders."""
+    folder = tempfile.TemporaryDirectory(prefix="kdstudy-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ.pop("KDSTUDY_ENGINE", None)
+    os.environ.update(
+        KDSTUDY_DATA=str(Path(folder.name) / "data"),  # shared, so that a cache is made once
+        KDSTUDY_RUNS=str(Path(folder.name) / "runs"),
+        KDSTUDY_SCALE="smoke",
+        MPLBACKEND="Agg",
+        JUPYTER_PLATFORM_DIRS="1",  # the folders jupyter_core is moving to; without it, it warns
+        OMP_NUM_THREADS="1",
+        MKL_NUM_THREADS="1",
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Give each test a store of runs of its own, empty at the start."""
+    monkeypatch.setenv("KDSTUDY_RUNS", str(tmp_path / "runs"))

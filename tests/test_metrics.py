@@ -1,0 +1,187 @@
+"""Metrics against NumPy, SciPy and scikit-learn, and cases counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+import sklearn.metrics
+import torch
+from torch import Tensor
+
+from kdstudy import metrics
+from kdstudy.errors import KDStudyError
+
+LABELLED = [metrics.accuracy, metrics.nll, metrics.ece, metrics.brier]
+PAIRED = [metrics.agreement, metrics.kl]
+
+
+def sample(n: int = 500, classes: int = 7, seed: int = 0, scale: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Two sets of logits and labels that the first predicts better than chance."""
+    rng = np.random.default_rng(seed)
+    zs, zt = rng.normal(size=(2, n, classes)) * scale
+    labels = np.where(rng.random(n) < 0.4, zs.argmax(1), rng.integers(0, classes, n))
+    return torch.from_numpy(zs), torch.from_numpy(zt), torch.from_numpy(labels)
+
+
+def probable(*rows: list[float]) -> Tensor:
+    """Logits whose softmax is the given probabilities."""
+    return torch.tensor(rows, dtype=torch.double).log()
+
+
+def slow_ece(logits: Tensor, labels: Tensor, bins: int) -> float:
+    p = scipy.special.softmax(logits.double().numpy(), axis=1)
+    total = 0.0
+    for m in range(bins):
+        inside = [i for i in range(len(p)) if m / bins < p[i].max() <= (m + 1) / bins]
+        if inside:
+            right = np.mean([p[i].argmax() == labels[i].item() for i in inside])
+            total += len(inside) / len(p) * abs(right - np.mean([p[i].max() for i in inside]))
+    return total
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_against_scikit_learn_and_scipy(seed):
+    zs, zt, labels = sample(seed=seed)
+    p, q, y = (
+        scipy.special.softmax(zs.numpy(), axis=1),
+        scipy.special.softmax(zt.numpy(), axis=1),
+        labels.numpy(),
+    )
+    assert metrics.accuracy(zs, labels) == pytest.approx(sklearn.metrics.accuracy_score(y, p.argmax(1)))
+    assert metrics.nll(zs, labels) == pytest.approx(sklearn.metrics.log_loss(y, p, labels=range(7)))
+    assert metrics.brier(zs, labels) == pytest.approx(np.mean(np.sum((p - np.eye(7)[y]) ** 2, axis=1)))
+    assert metrics.agreement(zs, zt) == pytest.approx(np.mean(p.argmax(1) == q.argmax(1)))
+    assert metrics.kl(zs, zt) == pytest.approx(scipy.stats.entropy(q, p, axis=1).mean())
+
+
+def test_brier_of_two_classes_is_twice_scikit_learns():
+    zs, _, labels = sample(classes=2)
+    half = sklearn.metrics.brier_score_loss(labels.numpy(), scipy.special.softmax(zs.numpy(), axis=1)[:, 1])
+    assert metrics.brier(zs, labels) == pytest.approx(2 * half)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 10, 15, 100])
+@pytest.mark.parametrize("scale", [0.1, 2.0, 30.0])
+def test_ece_equals_slow_reference(bins, scale):
+    zs, _, labels = sample(scale=scale)
+    assert metrics.ece(zs, labels, bins) == pytest.approx(slow_ece(zs, labels, bins), abs=1e-12)
+
+
+def test_ece_takes_fifteen_bins():
+    zs, _, labels = sample()
+    assert metrics.ece(zs, labels) == metrics.ece(zs, labels, bins=15) != metrics.ece(zs, labels, bins=14)
+
+
+def test_ece_of_one_bin_is_the_gap_between_confidence_and_accuracy():
+    zs, _, labels = sample()
+    gap = zs.softmax(1).max(1).values.mean().item() - metrics.accuracy(zs, labels)
+    assert metrics.ece(zs, labels, bins=1) == pytest.approx(abs(gap))
+
+
+def test_ece_by_hand():
+    zs = probable([0.9, 0.1], [0.9, 0.1], [0.7, 0.3], [0.7, 0.3])
+    # bin (0.8, 1]: confidence 0.9, accuracy 1/2; bin (0.6, 0.8]: confidence 0.7, accuracy 1
+    assert metrics.ece(zs, torch.tensor([0, 1, 0, 0]), bins=5) == pytest.approx(0.5 * 0.4 + 0.5 * 0.3)
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
+    zs = torch.zeros(3, 2)  # confidence exactly 1/2
+    zs[1:, 0] = math.log(0.6 / 0.4)
+    labels = torch.tensor([1, 0, 0])
+    # (0, 1/2]: 0.5 against 0; (1/2, 1]: 0.6 against 1. In one bin they would cancel to |0.5 - 2·0.4| / 3.
+    assert metrics.ece(zs, labels, bins=2) == pytest.approx((0.5 + 0.8) / 3)
+
+
+def test_full_confidence_falls_into_the_last_bin():
+    zs = torch.tensor([[1000.0, 0.0], [1000.0, 0.0], [0.0, 1000.0], [math.log(19.0), 0.0]])
+    # confidences 1, 1, 1, 0.95 share the last bin of ten: |3/4 - 3.95/4|
+    assert metrics.ece(zs, torch.tensor([0, 0, 0, 0]), bins=10) == pytest.approx(0.95 / 4)
+
+
+def test_nll_picks_each_samples_own_label():
+    """gnosis (eval_epoch.py:41) averages each log p over all samples' labels, a B x B matrix."""
+    zs, _, labels = sample(n=8)
+    log_p = zs.log_softmax(1)
+    own = -sum(log_p[i, y].item() for i, y in enumerate(labels)) / 8
+    gnosis = -log_p[..., labels].mean().item()
+    assert metrics.nll(zs, labels) == pytest.approx(own)
+    assert abs(gnosis - own) > 0.1
+
+
+def test_by_hand():
+    zs, labels = probable([0.5, 0.25, 0.25], [0.25, 0.25, 0.5]), torch.tensor([0, 0])
+    assert metrics.accuracy(zs, labels) == 0.5
+    assert metrics.nll(zs, labels) == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert metrics.brier(zs, labels) == pytest.approx((0.375 + 0.875) / 2)
+    assert metrics.agreement(zs, zs.flip(0)) == 0
+    assert metrics.kl(zs, zs.flip(0)) == pytest.approx(0.25 * math.log(2))
+
+
+def test_kl_is_from_the_teacher_and_zero_for_equal_predictions():
+    student, teacher = probable([0.9, 0.1]), probable([0.5, 0.5])
+    assert metrics.kl(student, teacher) == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1))
+    assert metrics.kl(teacher + 3, teacher) == pytest.approx(0, abs=1e-12)
+
+
+def test_perfect_and_worst_predictions():
+    right, labels = torch.eye(4) * 1e4, torch.arange(4)
+    assert [f(right, labels) for f in LABELLED] == [1, 0, 0, 0]
+    wrong = right.roll(1, 0)
+    assert [f(wrong, labels) for f in LABELLED] == pytest.approx([0, 1e4, 1, 2])
+
+
+def test_extreme_disagreement_is_finite():
+    zs = torch.tensor([[1e4, -1e4]])
+    assert metrics.kl(zs, -zs) == pytest.approx(2e4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_computed_in_double_from_any_precision(dtype):
+    zs, zt, labels = sample()
+    zs, zt = zs.to(dtype), zt.to(dtype)
+    for metric in LABELLED:
+        assert metric(zs, labels.int()) == metric(zs.double(), labels)
+    for metric in PAIRED:
+        assert metric(zs, zt) == metric(zs.double(), zt.double())
+
+
+@pytest.mark.parametrize("metric", LABELLED + PAIRED)
+def test_python_float_whatever_the_order_and_without_a_graph(metric):
+    zs, zt, labels = sample(n=50)
+    other = labels if metric in LABELLED else zt
+    order = torch.from_numpy(np.random.default_rng(1).permutation(50))
+    value = metric(zs.requires_grad_(), other)
+    assert type(value) is float
+    assert metric(zs[order], other[order]) == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize("metric", LABELLED)
+def test_labels_that_do_not_fit_are_refused(metric):
+    logits = torch.zeros(4, 3)
+    for labels in (torch.zeros(3), torch.zeros(4, 1), torch.zeros(4, 3)):
+        with pytest.raises(KDStudyError, match=r"logits \(4, 3\), labels"):
+            metric(logits, labels.long())
+    for label in (-1, 3):
+        with pytest.raises(KDStudyError, match="between 0 and 2"):
+            metric(logits, torch.tensor([0, 0, 0, label]))
+    with pytest.raises(KDStudyError, match="at least 1"):
+        metric(logits[:0], torch.zeros(0).long())
+
+
+@pytest.mark.parametrize("metric", PAIRED)
+def test_pairs_that_do_not_fit_are_refused(metric):
+    for shape in ((4, 1), (1, 3), (4,)):
+        with pytest.raises(KDStudyError, match=r"student \(4, 3\), teacher"):
+            metric(torch.zeros(4, 3), torch.zeros(shape))
+    with pytest.raises(KDStudyError, match="at least 1"):
+        metric(torch.zeros(0, 3), torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("bins", [0, -1, 1.5, True])
+def test_impossible_numbers_of_bins_are_refused(bins):
+    with pytest.raises(KDStudyError, match="bins"):
+        metrics.ece(torch.zeros(4, 3), torch.zeros(4).long(), bins)

@@ -1,0 +1,450 @@
+"""Networks: published sizes, stages and taps, shortcuts, arguments, costs."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdstudy import nets
+from kdstudy.errors import KDStudyError
+from kdstudy.nets import NETWORKS, Staged, create, flops, parameters
+from kdstudy.nets import resnet as resnets
+from kdstudy.nets import wrn as wrns
+
+TAPS = ("stem", "stage1", "stage2", "stage3", "pool", "logits")
+RESNETS = [8, 14, 20, 26, 32, 38, 44, 56, 110]
+WRNS = [(d, k) for d in (10, 16, 22, 28, 40) for k in (1, 2, 4, 6, 8, 10)]
+BUILT_IN = [f"resnet{d}" for d in RESNETS] + [f"wrn_{d}_{k}" for d, k in WRNS]
+FEW = ["resnet8", "resnet20", "wrn_10_1", "wrn_16_2"]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def images(*shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(size=shape)).float()
+
+
+# Sizes
+
+
+def resnet_count(depth: int, classes: int, channels: int = 3, width: int = 16, projections: bool = True) -> int:
+    """Count by formula: 3x3 convolutions, two numbers a channel for each batch norm, 1x1 shortcuts."""
+    n, w = (depth - 2) // 6, width
+    total = 9 * channels * w + 2 * w
+    for inner, outer in ((w, w), (w, 2 * w), (2 * w, 4 * w)):
+        total += 9 * inner * outer + (2 * n - 1) * 9 * outer * outer + 2 * n * 2 * outer
+        if projections and inner != outer:
+            total += inner * outer + 2 * outer
+    return total + 4 * w * classes + classes
+
+
+def wrn_count(depth: int, factor: int, classes: int, channels: int = 3, width: int = 16) -> int:
+    """Count by formula: the first batch norm of a block is as wide as its input."""
+    n, w = (depth - 4) // 6, width * factor
+    total = 9 * channels * width
+    for inner, outer in ((width, w), (w, 2 * w), (2 * w, 4 * w)):
+        total += 9 * inner * outer + (2 * n - 1) * 9 * outer * outer + 2 * inner + (2 * n - 1) * 2 * outer
+        total += inner * outer if inner != outer else 0
+    return total + 2 * 4 * w + 4 * w * classes + classes
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("resnet8", "84k"),
+        ("resnet20", "278k"),
+        ("resnet32", "473k"),
+        ("resnet56", "862k"),
+        ("resnet110", "1.74M"),
+        ("wrn_16_2", "0.70M"),
+        ("wrn_40_2", "2.26M"),
+    ],
+)
+def test_published_parameter_counts(name, published):
+    count = parameters(create(name, num_classes=100))
+    assert published == (f"{count / 1e3:.0f}k" if published.endswith("k") else f"{count / 1e6:.2f}M")
+
+
+@pytest.mark.parametrize("depth", RESNETS)
+@pytest.mark.parametrize(("classes", "channels", "width"), [(100, 3, 16), (10, 1, 1), (2, 4, 5)])
+def test_resnet_counts_by_formula(depth, classes, channels, width):
+    args = {"num_classes": classes, "channels": channels, "width": width}
+    assert parameters(create(f"resnet{depth}", **args)) == resnet_count(depth, classes, channels, width)
+    twins = [parameters(create(f"resnet{depth}", **args, residual=r)) for r in (True, False)]
+    assert twins == [resnet_count(depth, classes, channels, width, projections=False)] * 2
+
+
+@pytest.mark.parametrize(("depth", "factor"), WRNS)
+def test_wrn_counts_by_formula(depth, factor):
+    net = create(f"wrn_{depth}_{factor}", num_classes=7, channels=2, width=3)
+    assert parameters(net) == wrn_count(depth, factor, 7, 2, 3)
+
+
+@pytest.mark.parametrize(("depth", "factor"), [(10, 1), (16, 2), (28, 10)])
+def test_wrn_counts_by_formula_at_full_width(depth, factor):
+    with torch.device("meta"):
+        net = create(f"wrn_{depth}_{factor}", num_classes=100)
+    assert parameters(net) == wrn_count(depth, factor, 100)
+
+
+def test_depth_is_the_number_of_layers_in_sequence():
+    for name, depth in (("resnet20", 20), ("wrn_16_1", 16)):
+        layers = [m for m in create(name, width=1).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert sum(isinstance(m, nn.Linear) or m.kernel_size == (3, 3) for m in layers) == depth - 2 * (name[0] == "w")
+
+
+def test_frozen_and_shared_parameters():
+    layer = nn.Linear(3, 4)
+    assert parameters(nn.Sequential(layer, layer)) == 16
+    layer.bias.requires_grad_(False)
+    assert parameters(layer) == 12
+
+
+# Stages
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_taps_outputs_and_tails_agree(name):
+    net = create(name, num_classes=3, channels=1, width=2).eval()
+    x = images(2, 1, 8, 8)
+    outputs = net.outputs(x)
+    assert net.taps == tuple(outputs) == TAPS
+    torch.testing.assert_close(outputs["logits"], net(x), rtol=0, atol=0)
+    for tap in TAPS:
+        torch.testing.assert_close(net.after(tap)(outputs[tap]), outputs["logits"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(("channels", "h", "w"), [(3, 32, 32), (1, 28, 28), (2, 9, 15), (3, 64, 8), (1, 8, 8)])
+def test_shapes_of_outputs(name, channels, h, w):
+    net = create(name, num_classes=6, channels=channels, width=3)
+    wide = 3 * (1 if name.startswith("resnet") else int(name[-1]))
+    sizes = [(-(-h // s), -(-w // s)) for s in (1, 1, 2, 4)]
+    maps = [(2, c, *size) for c, size in zip((3, wide, 2 * wide, 4 * wide), sizes, strict=True)]
+    shapes = [tuple(z.shape) for z in net.outputs(images(2, channels, h, w)).values()]
+    assert shapes == [*maps, (2, 4 * wide), (2, 6)]
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_pool_is_the_mean_over_positions_of_what_the_classifier_sees(name):
+    net = create(name, width=4).eval()
+    outputs = net.outputs(images(2, 3, 12, 8))
+    last = outputs["stage3"]
+    if name.startswith("wrn"):
+        last = torch.relu(net.pool[0](last))
+        assert (outputs["stage3"] < 0).any()
+    else:
+        assert all((outputs[tap] >= 0).all() for tap in TAPS[:4])
+    torch.testing.assert_close(outputs["pool"], last.mean((2, 3)))
+    torch.testing.assert_close(outputs["logits"], outputs["pool"] @ net.logits.weight.T + net.logits.bias)
+
+
+def test_outputs_are_not_changed_by_the_stages_that_follow():
+    for name in FEW:
+        net = create(name, width=2)
+        x = images(2, 3, 8, 8)
+        alone, before = net.stem(x), x.clone()
+        torch.testing.assert_close(net.outputs(x)["stem"], alone, rtol=0, atol=0)
+        torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
+def test_a_tail_shares_its_modules_and_keeps_the_mode():
+    net = create("resnet8").eval()
+    tail = net.after("stage2")
+    assert tail.taps == ("stage3", "pool", "logits")
+    assert tail.logits is net.logits
+    assert tail.stage3 is net.stage3
+    assert not tail.training
+    assert net.after("logits").taps == ()
+    tail.stage3.train()
+    assert not tail.logits.training
+
+
+def test_unknown_taps_are_refused_with_the_nearest():
+    with pytest.raises(KDStudyError, match="unknown tap 'stag2': did you mean 'stage"):
+        create("resnet8").after("stag2")
+
+
+def test_a_stage_may_stand_twice():
+    shared = nn.Linear(3, 3)
+    net = Staged({"first": shared, "second": shared})
+    x = images(2, 3)
+    assert net.taps == ("first", "second")
+    torch.testing.assert_close(net.outputs(x)["second"], shared(shared(x)))
+    torch.testing.assert_close(net.after("first")(x), shared(x))
+
+
+def test_dict_and_ordered_dict_build_the_same_network():
+    stages = [("b", nn.Flatten()), ("a", nn.Linear(4, 2))]
+    assert Staged(dict(stages)).taps == Staged(OrderedDict(stages)).taps == ("b", "a")
+
+
+# Blocks
+
+
+def slow_subsample(x: np.ndarray, more: int, stride: int) -> np.ndarray:
+    b, c, h, w = x.shape
+    y = np.zeros((b, c + more, -(-h // stride), -(-w // stride)))
+    for k, i, j in np.ndindex(c, h, w):
+        if i % stride == 0 and j % stride == 0:
+            y[:, k, i // stride, j // stride] = x[:, k, i, j]
+    return y
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 1, 5, 7), (2, 4, 2, 3)])
+def test_option_a_shortcut_equals_slow_reference(shape, layout):
+    x = images(*shape).double().to(memory_format=layout).requires_grad_()
+    for more, stride in ((shape[1], 2), (1, 2), (0, 2), (3, 1)):
+        shortcut = resnets.Subsample(more, stride)
+        np.testing.assert_array_equal(shortcut(x).detach().numpy(), slow_subsample(x.detach().numpy(), more, stride))
+        assert torch.autograd.gradcheck(shortcut, x)
+        assert parameters(shortcut) == 0
+
+
+def blocks(net: Staged) -> list[nn.Module]:
+    kinds = resnets.Block | wrns.PreActivation
+    return [module for module in net.modules() if isinstance(module, kinds)]
+
+
+def silence(block: nn.Module) -> None:
+    """Make the block's own path give zero."""
+    last = block.body[-1]
+    nn.init.zeros_(last.weight)
+
+
+@pytest.mark.parametrize("depth", [8, 20, 56])
+def test_only_the_twin_without_residuals_has_no_way_around_a_block(depth):
+    x = images(2, 3, 8, 8)
+    for residual in (None, True, False):
+        for i in range((depth - 2) // 2):
+            net = create(f"resnet{depth}", width=4, residual=residual).eval()
+            silence(blocks(net)[i])
+            first, second = net(x)
+            assert torch.equal(first, second) == (residual is False), (residual, i)
+
+
+def test_silenced_twin_passes_the_stem_on_by_option_a():
+    net = create("resnet14", width=3, residual=True).eval()
+    for block in blocks(net):
+        silence(block)
+    outputs = net.outputs(images(2, 3, 9, 14))
+    stem = outputs["stem"].detach().numpy()
+    expected = slow_subsample(slow_subsample(stem, 3, 2), 6, 2)
+    np.testing.assert_array_equal(outputs["stage3"].detach().numpy(), expected)
+
+
+def test_twins_start_from_the_same_weights():
+    states = []
+    for residual in (True, False):
+        torch.manual_seed(3)
+        states.append(create("resnet14", residual=residual).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_reported_resnet_projects_where_the_shape_changes():
+    kinds = [type(block.shortcut) for block in blocks(create("resnet14"))]
+    assert kinds == [nn.Identity] * 2 + [nn.Sequential, nn.Identity] * 2
+    projection = blocks(create("resnet14"))[2].shortcut
+    assert projection[0].kernel_size == (1, 1)
+    assert projection[0].stride == (2, 2)
+    assert isinstance(projection[1], nn.BatchNorm2d)
+
+
+def norm(x: Tensor, layer: nn.BatchNorm2d) -> Tensor:
+    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
+    return (x - mean) / (var + layer.eps).sqrt()
+
+
+def test_blocks_by_hand():
+    """One block of each family, written out as in RepDistiller, in training mode."""
+    convolve, x = nn.functional.conv2d, images(4, 3, 8, 8).double()
+    block = blocks(create("resnet8", width=3).double())[1]
+    a, an, _, b, bn = block.body
+    side, side_norm = block.shortcut
+    y = norm(convolve(norm(convolve(x, a.weight, stride=2, padding=1), an).relu(), b.weight, padding=1), bn)
+    y = (y + norm(convolve(x, side.weight, stride=2), side_norm)).relu()
+    torch.testing.assert_close(block(x), y)
+
+    block = blocks(create("wrn_10_1", width=3).double())[1]
+    a, an, _, b = block.body
+    active = norm(x, block.activate[0]).relu()
+    y = convolve(norm(convolve(active, a.weight, stride=2, padding=1), an).relu(), b.weight, padding=1)
+    torch.testing.assert_close(block(x), y + convolve(active, block.shortcut.weight, stride=2))
+
+
+def test_a_wide_block_without_a_change_of_channels_adds_its_raw_input():
+    block = blocks(create("wrn_10_1", width=3))[0]
+    silence(block)
+    x = images(2, 3, 8, 8)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
+def test_initial_weights(name):
+    for module in create(name, width=32).modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.bias is None
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+
+
+# Behaviour
+
+
+@pytest.mark.parametrize("name", [*FEW, "twin", "cut"])
+def test_channels_last_gives_the_same_outputs_and_gradients(name):
+    args = {"twin": {"residual": True}, "cut": {"residual": False}}.get(name, {})
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        net = create(name if name in NETWORKS else "resnet14", width=3, **args).double().to(memory_format=layout)
+        x = images(3, 3, 10, 13).double().to(memory_format=layout).requires_grad_()
+        outputs = net.outputs(x)
+        maps = [outputs[tap] for tap in TAPS[:4]]
+        assert all(z.is_contiguous(memory_format=layout) for z in maps)
+        outputs["logits"].square().sum().backward()
+        results.append([*outputs.values(), x.grad, *(p.grad for p in net.parameters())])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_every_parameter_receives_a_gradient(name):
+    net = create(name, width=4)
+    net(images(4, 3, 8, 8)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_smallest_network_in_training():
+    for name in FEW:
+        net = create(name, num_classes=2, channels=1, width=1)
+        assert net(images(1, 1, 8, 8)).isfinite().all()
+
+
+# Names and arguments
+
+
+def test_every_name_is_registered_with_its_own_line():
+    assert set(BUILT_IN) <= set(NETWORKS)
+    assert "resnet50" not in NETWORKS
+    summaries = [NETWORKS[name].summary for name in BUILT_IN]
+    assert len(set(summaries)) == len(BUILT_IN)
+    for name, summary in zip(BUILT_IN, summaries, strict=True):
+        depth = name.removeprefix("resnet").removeprefix("wrn_").partition("_")[0]
+        assert f"depth {depth} " in summary
+
+
+def test_factories_show_their_true_signature():
+    factory = NETWORKS["resnet20"].factory
+    assert (factory.__module__, factory.__qualname__) == ("kdstudy.nets.resnet", "resnet20")
+    assert list(inspect.signature(factory).parameters) == ["num_classes", "channels", "width", "residual"]
+    assert list(inspect.signature(NETWORKS["wrn_16_2"].factory).parameters) == [
+        "num_classes",
+        "channels",
+        "width",
+    ]
+    assert inspect.signature(factory).parameters["residual"].default is None
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("resnet9", {}, "unknown network 'resnet9': did you mean 'resnet"),
+        ("wrn_40_3", {}, "unknown network 'wrn_40_3': did you mean 'wrn_40_"),
+        ("resnet8", {"widht": 2}, "did you mean 'width'"),
+        ("wrn_16_2", {"residual": True}, "unknown parameter 'residual'"),
+        ("resnet8", {"width": 0}, "width = 0: must be an integer of at least 1"),
+        ("wrn_10_1", {"width": -1}, "width = -1"),
+        ("resnet8", {"width": 2.0}, "width = 2.0: must be of type int"),
+        ("resnet8", {"num_classes": 1}, "num_classes = 1: must be an integer of at least 2"),
+        ("resnet8", {"num_classes": True}, "num_classes = True"),
+        ("resnet8", {"channels": 0}, "channels = 0"),
+        ("resnet8", {"residual": 1}, "residual = 1: must be True, False or left out"),
+        ("resnet8", {"residual": "no"}, "residual = 'no'"),
+    ],
+)
+def test_wrong_arguments_are_refused(name, args, message):
+    with pytest.raises(KDStudyError) as caught:
+        create(name, **args)
+    assert message in str(caught.value)
+
+
+def test_impossible_depths_and_factors_are_refused():
+    for depth in (2, 10, 51):
+        with pytest.raises(KDStudyError, match="6n"):
+            resnets.resnet(depth, 10, 3, 16, None)
+    for depth in (4, 12, 50):
+        with pytest.raises(KDStudyError, match="6n"):
+            wrns.wrn(depth, 2, 10, 3, 16)
+    with pytest.raises(KDStudyError, match="factor"):
+        wrns.wrn(10, 0, 10, 3, 16)
+
+
+def test_a_factory_must_return_a_staged_network(monkeypatch):
+    monkeypatch.setattr(nets, "NETWORKS", type(NETWORKS)("network"))
+    nets.NETWORKS.register("bare")(bare)
+    with pytest.raises(KDStudyError, match="returned Linear, must be Staged"):
+        create("bare")
+
+
+def bare(num_classes: int = 10, channels: int = 3) -> nn.Module:
+    return nn.Linear(channels, num_classes)
+
+
+# Costs
+
+
+def resnet8_flops(h: int, w: int, classes: int, channels: int, width: int, projections: bool) -> int:
+    """Two for every multiplication: positions of the output x weights of the kernel."""
+    macs = h * w * 9 * (channels * width + 2 * width * width)
+    for inner in (width, 2 * width):
+        h, w, outer = -(-h // 2), -(-w // 2), 2 * inner
+        macs += h * w * (9 * inner * outer + 9 * outer * outer + (inner * outer if projections else 0))
+    return 2 * (macs + 4 * width * classes)
+
+
+@pytest.mark.parametrize(("h", "w"), [(32, 32), (8, 8), (9, 15)])
+@pytest.mark.parametrize("residual", [None, True, False])
+def test_flops_of_resnet8_by_formula(h, w, residual):
+    for channels, width in ((3, 16), (1, 5)):
+        net = create("resnet8", num_classes=100, channels=channels, width=width, residual=residual)
+        expected = resnet8_flops(h, w, 100, channels, width, residual is None)
+        assert flops(net, (channels, h, w)) == expected
+
+
+def test_flops_by_hand():
+    net = Staged({"stem": nn.Conv2d(3, 4, 3, stride=2, padding=1), "pool": nn.Flatten(), "logits": nn.Linear(16, 5)})
+    # 2 x 2 positions x 4 channels x 27 weights, then 16 x 5
+    assert flops(net, (3, 4, 4)) == 2 * (4 * 4 * 27 + 16 * 5)
+    assert flops(nn.Flatten(), (3, 4, 4)) == 0
+
+
+def test_flops_leave_mode_state_and_gradients_unchanged():
+    net = create("wrn_10_1", width=2)
+    net.stage1.eval()
+    net(images(2, 3, 8, 8)).sum().backward()
+    modes = [m.training for m in net.modules()]
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    gradients = [p.grad.clone() for p in net.parameters()]
+    random = torch.get_rng_state()
+    flops(net, (3, 8, 8))
+    assert [m.training for m in net.modules()] == modes
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), gradients, strict=True))
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_flops_follow_the_networks_precision():
+    assert flops(create("resnet8").double(), (3, 8, 8)) == flops(create("resnet8"), (3, 8, 8))
