@@ -11,10 +11,10 @@ unexport PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX
 export PIP_USER = 0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help env study studies test lab check format bench lock clean
+.PHONY: help env study studies test lab check format bench notebooks lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' Makefile
 
 env: $(READY) ## set up .venv
 
@@ -41,6 +41,9 @@ format: $(READY) ## put the format right, and the lint that can be put right by 
 
 bench: $(READY) ## run the benchmarks
 	@.venv/bin/kdstudy bench $(ARGS)
+
+notebooks: $(READY) ## execute the notebooks at quick and keep their outputs in them
+	@KDSTUDY_SCALE=quick .venv/bin/python -c "from kdstudy import report; [report.refresh(n) for n in report.studies().values()]"
 
 lock: ## resolve pyproject.toml anew into requirements.lock, for every Python and system at once
 	@$(find-python); "$$python" -m venv --clear build/lock

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,19 @@ from kdstudy.errors import KDStudyError
 
 LEVEL = 0.05
 MIME = "application/vnd.kdstudy.claims+json"
+
+
+def unit(metric: str) -> tuple[float, str]:
+    """Return what a difference in a metric is multiplied by to be read, and the unit it then has.
+
+    Example:
+        >>> unit("test_accuracy"), unit("train_kl")
+        ((100.0, 'percentage points'), (1.0, 'nats'))
+    """
+    kind = metric.rpartition("_")[2]
+    if kind in ("accuracy", "agreement", "ece"):
+        return 100.0, "percentage points"
+    return 1.0, "nats" if kind in ("kl", "nll") else metric
 
 
 def t_interval(values: Sequence[float] | np.ndarray | pd.Series) -> tuple[float, float, float]:
@@ -35,6 +48,35 @@ def t_interval(values: Sequence[float] | np.ndarray | pd.Series) -> tuple[float,
         return float(x.mean()) if len(x) else np.nan, np.nan, np.nan
     half = stats.t.ppf(1 - LEVEL / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
+
+
+def summarise(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """Return mean and 95 % t-interval over seeds of some metrics, one row a group of runs.
+
+    Args:
+        table: as `study` returns it.
+        by: the columns that make a group.
+        metrics: the columns that are averaged; a column that no run has is shown as missing.
+
+    Returns:
+        The groups in the order of the table, with `n` (finished runs) and each metric as text, in its `unit`:
+        "mean [low, high]".
+
+    Example:
+        >>> table = pd.DataFrame({"method": ["kd"] * 3, "test_accuracy": [0.70, 0.72, 0.71], "status": "finished"})
+        >>> summarise(table, ["method"], ["test_accuracy"])["test_accuracy (percentage points)"].item()
+        '71.00 [68.52, 73.48]'
+    """
+    rows = []
+    for names, runs in table.groupby(list(by), sort=False, dropna=False):
+        row: dict[str, object] = dict(zip(by, names, strict=True)) | {"n": int((runs["status"] == "finished").sum())}
+        for metric in metrics:
+            scale, name = unit(metric)
+            values = runs[metric].dropna() * scale if metric in runs else pd.Series(dtype=float)
+            mean, low, high = t_interval(values)
+            row[f"{metric} ({name})"] = "–" if not len(values) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +116,7 @@ class Claim:
     def __post_init__(self) -> None:
         for rows in (self.treatment, self.control):
             for column in ("seed", self.metric):
-                if len(rows) and column not in rows:
+                if len(rows) and column not in rows and not (column == self.metric and _all_failed(rows)):
                     raise KDStudyError(f"{self.statement!r}: the table has no column {column!r}")
             if len(rows) and rows["seed"].duplicated().any():
                 twice = rows["seed"][rows["seed"].duplicated()].iloc[0]
@@ -83,7 +125,7 @@ class Claim:
     @property
     def differences(self) -> np.ndarray:
         """Treatment minus control for each seed that both have."""
-        if not len(self.treatment) or not len(self.control):
+        if any(self.metric not in rows or not len(rows) for rows in (self.treatment, self.control)):
             return np.empty(0)
         both = [rows.set_index("seed")[self.metric].astype(float) for rows in (self.treatment, self.control)]
         return (both[0] - both[1]).dropna().to_numpy()
@@ -114,8 +156,9 @@ class Claim:
         x = self.differences
         if len(x) < 2:
             return 1.0
-        if np.ptp(x) < 1e-12:  # t is 0/0 or infinite
-            return 1.0 if abs(x[0] - self.margin) < 1e-12 else 0.0
+        least = 1e-12 * max(1.0, float(np.abs(x).max()))
+        if np.ptp(x) < least:  # t is 0/0 or infinite
+            return 1.0 if abs(x[0] - self.margin) < least else 0.0
         return float(stats.ttest_1samp(x, self.margin).pvalue)
 
     @property
@@ -174,30 +217,38 @@ class Verdicts:
     def sentence(self, number: int) -> str:
         """Return a claim's outcome in words and numbers."""
         claim = self.claims[number]
-        numbers = f"{claim.effect:+.3f} [{claim.low:+.3f}, {claim.high:+.3f}]" if claim.n > 1 else "not measured"
-        return f"{claim.statement}: **{self[number]}** ({claim.metric} {numbers}, n = {claim.n})"
+        scale, name = unit(claim.metric)
+        numbers = "not measured"
+        if claim.n > 1:
+            effect, low, high = (scale * value for value in (claim.effect, claim.low, claim.high))
+            numbers = f"{effect:+.2f} {name}, 95 % interval {low:+.2f} to {high:+.2f}"
+        return f"{claim.statement}: **{self[number]}** ({numbers}, n = {claim.n})"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         said = self.records()
-        head = ("claim", "source", "effect", "95 % interval", "margin", "n", "p (Holm)", "verdict")
-        cells = [
-            (
-                r["statement"],
-                r["source"],
-                _number(r["effect"]),
-                f"[{_number(r['interval'][0])}, {_number(r['interval'][1])}]",
-                f"{r['margin']:g}",
-                str(r["n"]),
-                f"{r['p_holm']:.3g}",
-                r["verdict"],
-            )
-            for r in said
-        ]
+        head = ("", "claim", "source", "effect", "95 % interval", "unit", "n", "p (Holm)", "verdict")
+        cells = [(str(i + 1), *_cells(record)) for i, record in enumerate(said)]
         rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in cells)
         top = "".join(f"<th>{name}</th>" for name in head)
         plain = "\n".join(" | ".join(row) for row in [head, *cells])
         table = f"<table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>"
         return {"text/plain": plain, "text/html": table, MIME: said}
+
+
+def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a record as it is read in a table."""
+    scale, name = unit(record["metric"])
+    effect, low, high = (_number(value, scale) for value in (record["effect"], *record["interval"]))
+    return (
+        record["statement"],
+        record["source"],
+        effect,
+        f"{low} to {high}",
+        name,
+        str(record["n"]),
+        f"{record['p_holm']:.2g}",
+        record["verdict"],
+    )
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -222,9 +273,13 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
+def _all_failed(rows: pd.DataFrame) -> bool:
+    return "status" in rows and bool((rows["status"] == "failed").all())
+
+
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.4f}"
+def _number(value: float | None, scale: float) -> str:
+    return "–" if value is None else f"{scale * value:+.2f}"

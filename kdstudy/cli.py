@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -126,7 +127,8 @@ def _following(file: Path) -> Iterator[None]:
 
 @main.command(name="list")
 @click.argument("what", required=False)
-def list_(what: str | None) -> None:
+@click.option("--notebooks", type=click.Path(path_type=Path), help="The folder of the studies.")
+def list_(what: str | None, notebooks: Path | None) -> None:
     """List studies, methods, networks or datasets, a line each."""
     kinds = ["studies", *LISTS]
     if what is not None and what not in kinds:
@@ -134,11 +136,23 @@ def list_(what: str | None) -> None:
     for kind in kinds if what is None else [what]:
         if what is None:
             click.echo(f"{kind}:")
-        for name, line in _lines(kind):
+        for name, line in _lines(kind, notebooks):
             click.echo(f"  {name:<18} {line}")
 
 
-def _lines(kind: str) -> list[tuple[str, str]]:
+def _lines(kind: str, notebooks: Path | None) -> list[tuple[str, str]]:
     if kind == "studies":
-        return [(name, report.title(file)) for name, file in report.studies().items()]
+        return [(name, report.title(file)) for name, file in report.studies(notebooks).items()]
     return [(name, entry.summary) for name, entry in LISTS[kind].items()]
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each pair of networks.")
+@click.option("--repeats", default=5, type=click.IntRange(min=1), help="Timed epochs of each row.")
+def bench(as_json: bool, repeats: int) -> None:
+    """Measure the distillation step against a textbook loop and against the bare student step."""
+    from kdstudy import bench as measure
+
+    click.echo(measure.header(64, repeats), err=as_json)
+    for result in measure.bench(repeats=repeats):
+        click.echo(json.dumps(result) if as_json else "\n".join(measure.lines(result)))

@@ -10,9 +10,9 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Client, Connection, Listener, wait
+from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Event:
     error: str | None = None
 
 
-def execute(runs: Sequence[Run], store: Store) -> Iterator[Event]:
+def execute(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
     """Train runs, teachers first, and yield what happens to them; one that fails does not stop the others.
 
     Args:
@@ -69,7 +69,7 @@ def _shipped(run: Run) -> bool:
     return all(isinstance(entry.version, int) for entry in named) and all(map(_shipped, run.teachers))
 
 
-def here(runs: Sequence[Run], store: Store) -> Iterator[Event]:
+def here(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
     """Train runs in this process, one after the other; see `execute`."""
     failed: set[str] = set()
     for run in runs:
@@ -85,37 +85,84 @@ def here(runs: Sequence[Run], store: Store) -> Iterator[Event]:
         yield Event(run, error=error)
 
 
-def workers(runs: Sequence[Run], store: Store, number: int) -> Iterator[Event]:
+def workers(runs: Sequence[Run], store: Store, number: int) -> Generator[Event, None, None]:
     """Train runs in some processes of one thread each, a run as soon as its teachers are there; see `execute`."""
     waiting, failed = list(runs), set[str]()
-    idle = [Worker(store.root) for _ in range(min(number, len(runs)))]
-    busy: dict[Connection, tuple[Worker, Run]] = {}
+    team = Team(store.root, number)
     try:
-        while waiting or busy:
-            unfinished = {r.key for r in waiting} | {r.key for _, r in busy.values()}
-            ready = [r for r in waiting if not any(t.key in unfinished for t in r.teachers)]
-            for run in ready:
-                if error := _teacher_failed(run, failed):
+        while waiting or team.busy:
+            for run in _ready(waiting, team):
+                error = _teacher_failed(run, failed)
+                if error is None and not team.start(run):
+                    continue
+                waiting.remove(run)
+                if error is not None:
                     failed.add(run.key)
-                    waiting.remove(run)
                     yield Event(run, error=error)
-                elif idle:
-                    worker = idle.pop()
-                    worker.connection.send(run)
-                    busy[worker.connection] = worker, run
-                    waiting.remove(run)
-            for connection in wait(list(busy)):
-                worker, run = busy[connection]  # type: ignore[index]
-                event = worker.hear(run)
-                if event.record is None:
-                    del busy[worker.connection]
-                    idle.append(worker if worker.alive else Worker(store.root))
+            for event in team.events():
                 if event.error is not None:
-                    failed.add(run.key)
+                    failed.add(event.run.key)
                 yield event
     finally:
-        for worker in [*idle, *(worker for worker, _ in busy.values())]:
+        team.stop()
+
+
+def _ready(waiting: Sequence[Run], team: Team) -> list[Run]:
+    """Return the waiting runs whose teachers have ended."""
+    unfinished = {run.key for run in waiting} | {run.key for _, run in team.busy.values()}
+    return [run for run in waiting if not any(teacher.key in unfinished for teacher in run.teachers)]
+
+
+class Team:
+    """Some workers, started when there is something to do for them.
+
+    Args:
+        root: the store's folder.
+        number: how many there may be.
+
+    Attributes:
+        busy: the workers that train, and their runs.
+    """
+
+    def __init__(self, root: Path, number: int) -> None:
+        self.root, self.number = root, number
+        self.idle: list[Worker] = []
+        self.busy: dict[Connection, tuple[Worker, Run]] = {}
+
+    def start(self, run: Run) -> bool:
+        """Give a run to a worker; return whether there was one for it."""
+        if len(self.busy) >= self.number:
+            return False
+        self.idle = [worker for worker in self.idle if worker.process.poll() is None]
+        worker = self.idle.pop() if self.idle else Worker(self.root)
+        self.busy[worker.connection] = worker, run
+        worker.connection.send(run)
+        return True
+
+    def events(self) -> Iterator[Event]:
+        """Wait until something happens, and yield it; nothing if nobody trains, since nothing would happen."""
+        for connection in wait(list(self.busy)) if self.busy else ():
+            worker, run = self.busy[connection]  # type: ignore[index]
+            event = worker.hear(run)
+            if event.record is None:
+                del self.busy[worker.connection]
+                self.idle.append(worker)
+            yield event
+
+    def stop(self) -> None:
+        """End all processes."""
+        for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]:
             worker.stop()
+
+
+# Connected before the package is imported: if that fails, the connection ends, and nobody waits for it.
+_CODE = """
+import sys
+from multiprocessing.connection import Client
+connection = Client(sys.argv[1], authkey=sys.stdin.buffer.read())
+from kdstudy.engines import work
+work(connection, sys.argv[2])
+"""
 
 
 class Worker:
@@ -128,9 +175,8 @@ class Worker:
     def __init__(self, root: Path) -> None:
         key = secrets.token_bytes(16)
         with Listener(authkey=key) as listener:
-            code = "from kdstudy.engines import work; work()"
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code, str(listener.address), str(root)],
+                [sys.executable, "-c", _CODE, str(listener.address), str(root)],
                 env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 start_new_session=True,  # an interrupt is for the one who waits, who then stops the workers
@@ -139,14 +185,12 @@ class Worker:
             self.process.stdin.write(key)
             self.process.stdin.close()
             self.connection = listener.accept()
-        self.alive = True
 
     def hear(self, run: Run) -> Event:
         """Return the next event of the run this worker is busy with."""
         try:
             event: Event = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.alive = False
+        except (EOFError, OSError):
             code = self.process.wait()
             return Event(run, error=f"its process died (exit code {code}): killed from outside, or out of memory")
         return event
@@ -158,18 +202,16 @@ class Worker:
         self.process.wait()
 
 
-def work() -> None:
+def work(connection: Connection, root: str) -> None:
     """Be a worker: train what is sent until the connection closes."""
     torch.set_num_threads(1)
-    _, address, root = sys.argv
-    with Client(address, authkey=sys.stdin.buffer.read()) as connection:
-        while True:
-            try:
-                run = connection.recv()
-            except EOFError:
-                return
-            for event in here([run], Store(Path(root))):
-                connection.send(event)
+    while True:
+        try:
+            run = connection.recv()
+        except EOFError:
+            return
+        for event in here([run], Store(Path(root))):
+            connection.send(event)
 
 
 def _teacher_failed(run: Run, failed: set[str]) -> str | None:

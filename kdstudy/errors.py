@@ -5,10 +5,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-_TYPES: dict[object, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+_TYPES: dict[object, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    bool: (bool,),
+    types.NoneType: (types.NoneType,),
+}
 _NUMBERS = {"int": (int,), "float": (int, float)}
 
 
@@ -47,7 +54,7 @@ def check_number(
     whole: bool = False,
     above: bool = False,
 ) -> None:
-    """Refuse a value that is not a number within [low, high], or within (low, high] if `above`.
+    """Refuse a value that is not a finite number within [low, high], or within (low, high] if `above`.
 
     Args:
         name: what the value is called.
@@ -67,7 +74,7 @@ def check_number(
     """
     kinds = _NUMBERS["int" if whole else "float"]
     right = isinstance(value, kinds) and not isinstance(value, bool)
-    if right and low <= value <= high and not (above and value == low):  # type: ignore[operator]
+    if right and low <= value <= high and not (above and value == low) and abs(value) < math.inf:  # type: ignore
         return
     noun = "an integer" if whole else "a number"
     if high < math.inf:
@@ -81,6 +88,8 @@ def check_number(
 
 def check_arguments(kind: str, factory: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Refuse arguments that `factory` does not take or whose plain type differs from its annotation.
+
+    Plain are int, float, str and bool, and unions of them with each other and None; nothing else is looked at.
 
     Args:
         kind: what is being made, such as ``"method 'kd'"``.
@@ -99,11 +108,22 @@ def check_arguments(kind: str, factory: Callable[..., Any], given: Mapping[str, 
     parameters = inspect.signature(factory).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    hints = get_type_hints(factory)
+    hints = get_type_hints(inspect.getattr_static(factory, "__init__") if isinstance(factory, type) else factory)
     for name, value in given.items():
         if name not in parameters:
             raise KDStudyError(f"{kind}: {unknown('parameter', name, parameters)}")
-        wanted = hints.get(name)
-        kinds = _TYPES.get(wanted, (object,))
-        if not isinstance(value, kinds) or (isinstance(value, bool) and wanted in (int, float)):
-            raise KDStudyError(f"{kind}: {name} = {value!r}: must be of type {wanted.__name__}")  # type: ignore[union-attr]
+        wanted = _members(hints.get(name))
+        if not any(_fits(value, member) for member in wanted):
+            types_ = " or ".join("None" if member is types.NoneType else member.__name__ for member in wanted)
+            raise KDStudyError(f"{kind}: {name} = {value!r}: must be of type {types_}")
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """Return what a union is made of, or the hint itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fits(value: object, hint: object) -> bool:
+    if isinstance(value, bool) and hint in (int, float):
+        return False
+    return isinstance(value, _TYPES.get(hint, (object,)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,18 @@ Shapes = dict[str, tuple[int, ...]]
 def outputs(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Return a network's outputs by tap; a network without named stages has the tap "logits" alone."""
     return net.outputs(x) if isinstance(net, Staged) else {"logits": net(x)}
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode, and afterwards each of its modules back in the mode it had."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Outputs:
@@ -90,11 +103,9 @@ class Nets:
 
     def shapes(self, net: nn.Module) -> Shapes:
         """Return the shape of each tap of one of the networks for one image, without the batch."""
-        training = net.training
         device = next(net.parameters()).device
-        with torch.no_grad():
-            taps = outputs(net.eval(), torch.zeros(1, *self.shape, device=device))
-        net.train(training)
+        with torch.no_grad(), evaluating(net):
+            taps = outputs(net, torch.zeros(1, *self.shape, device=device))
         return {tap: tuple(value.shape[1:]) for tap, value in taps.items()}
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kdstudy.claims import Verdicts, t_interval
+from kdstudy.claims import Verdicts, t_interval, unit
+from kdstudy.data import Dataset
 
 # Okabe & Ito's palette, which readers with any kind of colour vision tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -83,14 +85,61 @@ def band(axes: Axes, values: Sequence[float], *, label: str, number: int = 0, li
         axes.axhspan(low, high, color=colour, alpha=0.12, linewidth=0)
 
 
-def groups(table: pd.DataFrame, by: str, metric: str, scale: float = 1.0) -> dict[float, list[float]]:
-    """Return a metric's values by the value of another column, both times `scale`, without missing ones."""
+def groups(
+    table: pd.DataFrame, by: str, metric: str, *, scale: float = 1.0, by_scale: float = 1.0
+) -> dict[float, list[float]]:
+    """Return a metric's values, times `scale`, by those of another column, times `by_scale`; none for no rows."""
+    if not {by, metric} <= set(table.columns):
+        return {}
     kept = table.dropna(subset=[by, metric])
-    return {
-        float(at) * scale:  # type: ignore[arg-type]
-        [float(v) * scale for v in rows[metric]]
-        for at, rows in kept.groupby(by, sort=True)
-    }
+    places = sorted(float(place) for place in kept[by].unique())
+    return {place * by_scale: list(kept.loc[kept[by] == place, metric] * scale) for place in places}
+
+
+def name_places(axes: Axes, places: Mapping[float, str]) -> None:
+    """Write names along the top of a plot, each above its place on the x axis; close ones share a label."""
+    for place in places:
+        axes.axvline(place, color="0.85", linewidth=0.8, zorder=0)
+    near = 0.04 * (axes.get_xlim()[1] - axes.get_xlim()[0])
+    joined: dict[float, str] = {}
+    for place in sorted(places):
+        last = next(reversed(joined), None)
+        if last is not None and place - last < near:
+            joined[last] += f" | {places[place]}"
+        else:
+            joined[place] = places[place]
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(list(joined), list(joined.values()), rotation=20, ha="left", fontsize="small")
+
+
+def legend(axes: Axes, columns: int = 2) -> None:
+    """Place the legend of a figure beneath it, where it covers nothing."""
+    drawn = axes.get_figure()
+    assert isinstance(drawn, Figure)
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize="small")
+
+
+def image_sheet(axes: Axes, data: Dataset, *, columns: int, rows: int) -> None:
+    """Draw training images, one class a column, under the classes' names.
+
+    Args:
+        axes: where.
+        data: the data set.
+        columns: how many classes, spread over all of them.
+        rows: how many images of each.
+    """
+    columns = min(columns, data.num_classes)
+    labels = [round(i * (data.num_classes - 1) / (columns - 1)) for i in range(columns)]
+    _, h, w = data.shape
+    strips = [data.train.images[data.train.labels == label][:rows].reshape(-1, w, data.shape[0]) for label in labels]
+    blank = torch.zeros(rows * h, 1, data.shape[0], dtype=torch.uint8)
+    filled = [torch.cat([strip, blank.new_zeros(rows * h - len(strip), w, data.shape[0])]) for strip in strips]
+    sheet = torch.cat([part for strip in filled for part in (strip, blank)], dim=1)
+    axes.imshow(sheet.squeeze(-1).numpy(), cmap="gray", interpolation="nearest")
+    axes.set_xticks([(w + 1) * i + w / 2 for i in range(columns)], [data.classes[label] for label in labels])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.set_title(f"Training images of {columns} of the {data.num_classes} classes ({h} × {w} pixels)")
 
 
 def seeds(table: pd.DataFrame) -> str:
@@ -101,32 +150,43 @@ def seeds(table: pd.DataFrame) -> str:
     return f"mean and 95 % t-interval over student seeds, {n} each" if low > 1 else f"one student seed, {n}"
 
 
-def effects(verdicts: Verdicts, *, unit: str = "difference in accuracy") -> Figure:
-    """Draw the effect of each claim with its 95 % interval, its margin and its verdict.
+def effects(verdicts: Verdicts) -> Figure:
+    """Draw the effect of each claim with its 95 % interval, its margin and its verdict, a panel for each unit.
 
     Args:
         verdicts: the claims, judged.
-        unit: what an effect is measured in.
 
     Returns:
         The figure.
     """
-    said = verdicts.records()
-    drawn, axes = figure(width=8.0, height=1.3 + 0.55 * len(said))
-    for place, r in enumerate(reversed(said)):
+    said = [r | {"number": i + 1} for i, r in enumerate(verdicts.records())]
+    units = list(dict.fromkeys(unit(r["metric"])[1] for r in said))
+    panels = [[r for r in said if unit(r["metric"])[1] == name] for name in units]
+    style()
+    drawn, grid = plt.subplots(
+        len(panels),
+        figsize=(8.0, 1.2 + 0.45 * len(said) + 0.8 * len(panels)),
+        layout="constrained",
+        height_ratios=[len(panel) + 0.6 for panel in panels],
+        squeeze=False,
+    )
+    for axes, panel, name in zip(grid[:, 0], panels, units, strict=True):
+        _effects(axes, panel)
+        axes.set_xlabel(f"effect ({name}); dotted: what it has to exceed")
+    drawn.suptitle("The effect of each claim, paired by seed, with its 95 % t-interval", fontweight="bold")
+    return drawn
+
+
+def _effects(axes: Axes, panel: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the claims of one unit, the first on top."""
+    for place, r in enumerate(reversed(panel)):
         if r["effect"] is None:
             continue
-        colour = VERDICT_COLOURS[r["verdict"]]
-        low, high = (end if end is not None else r["effect"] for end in r["interval"])
-        axes.plot([low, high], [place, place], color=colour, linewidth=2)
-        axes.plot(r["effect"], place, color=colour, marker="o")
-        axes.plot([r["margin"]] * 2, [place - 0.3, place + 0.3], color="black", linestyle=":")
-    axes.set_yticks(
-        range(len(said)),
-        [f"{len(said) - i}. {r['verdict']} (n = {r['n']})" for i, r in enumerate(reversed(said))],
-    )
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_ylim(-0.6, len(said) - 0.4)
-    axes.set_xlabel(f"{unit}, treatment − control (dotted: the margin claimed)")
-    axes.set_title("Each claim's effect, paired by seed, with its 95 % t-interval")
-    return drawn
+        scale, colour = unit(r["metric"])[0], VERDICT_COLOURS[r["verdict"]]
+        ends = [scale * (end if end is not None else r["effect"]) for end in r["interval"]]
+        axes.plot(ends, [place, place], color=colour, linewidth=2.5)
+        axes.plot(scale * r["effect"], place, color=colour, marker="o", markersize=8)
+        axes.plot([scale * r["margin"]] * 2, [place - 0.35, place + 0.35], color="black", linestyle=":")
+    names = [f"claim {r['number']}: {r['verdict']}, n = {r['n']}" for r in reversed(panel)]
+    axes.set_yticks(range(len(panel)), names)
+    axes.set_ylim(-0.6, len(panel) - 0.4)

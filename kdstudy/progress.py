@@ -41,19 +41,26 @@ def estimate(runs: Iterable[Run]) -> dict[str, float]:
     """Estimate how long each run takes here, in seconds by key, from measured rates.
 
     A forward pass is taken to cost a third of a training step; what a teacher says of an epoch is counted
-    for the first of its students alone.
+    for the first of its students alone. What cannot be measured counts nothing: it fails when it is trained.
     """
     recorded: set[tuple[str, int]] = set()
     seconds = {}
     for run in runs:
         data = run.data.load()
         n, epochs = len(data.train), run.recipe.last_epoch
-        seconds[run.key] = seconds_an_image(run, data) * epochs * (n + len(data.validation) / 3)
+        seconds[run.key] = _rate(run, data) * epochs * (n + len(data.validation) / 3)
         for teacher in run.teachers:
             if (teacher.key, epochs) not in recorded:
                 recorded.add((teacher.key, epochs))
-                seconds[run.key] += seconds_an_image(teacher, data) * epochs * n / 3
+                seconds[run.key] += _rate(teacher, data) * epochs * n / 3
     return seconds
+
+
+def _rate(run: Run, data: Dataset) -> float:
+    try:
+        return seconds_an_image(run, data)
+    except Exception:  # whatever it is, the run says it when it is trained, and the others go on
+        return 0.0
 
 
 def seconds_text(seconds: float) -> str:
@@ -63,11 +70,12 @@ def seconds_text(seconds: float) -> str:
         >>> seconds_text(42), seconds_text(200), seconds_text(5400)
         ('42 s', '3 min 20 s', '1 h 30 min')
     """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Progress:
@@ -115,7 +123,7 @@ class Progress:
         self.display.close()
 
     def _show(self, text: str) -> None:
-        done = sum(self.share[key] * self.seconds[key] for key in self.share) / self.whole
+        done = sum(self.share[key] * self.seconds[key] for key in self.share) / (self.whole or 1.0)
         left = (time.monotonic() - self.started) * (1 - done) / max(done, 1e-9)
         ended = sum(share == 1.0 for share in self.share.values())
         self.display.show(f"{ended}/{len(self.share)} runs, about {seconds_text(left)} left; {text}", min(done, 0.999))

@@ -60,6 +60,11 @@ class Recipe:
         check_number("learning_rate", self.learning_rate, low=0, above=True)
         check_number("momentum", self.momentum, low=0, high=1)
         check_number("weight_decay", self.weight_decay, low=0)
+        for name in ("nesterov", "live"):
+            if not isinstance(getattr(self, name), bool):
+                raise KDStudyError(f"{name} = {getattr(self, name)!r}: must be True or False")
+        if self.nesterov and not self.momentum:
+            raise KDStudyError("nesterov = True: needs a momentum greater than 0")
         if self.stop is not None:
             check_number("stop", self.stop, low=1, high=self.epochs, whole=True)
         if not isinstance(self.schedule, Schedule):

@@ -35,6 +35,11 @@ class Entry:
         """The first line of the factory's docstring."""
         return (inspect.getdoc(self.factory) or "").partition("\n")[0]
 
+    def said(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that differ from the factory's defaults: what a run's identity holds of them."""
+        declared = inspect.signature(self.factory).parameters
+        return {k: v for k, v in args.items() if k not in declared or v != declared[k].default}
+
 
 class Registry(dict[str, Entry]):
     """Named factories of one kind.
@@ -97,7 +102,7 @@ def source_hash(thing: Callable[..., Any]) -> str:
     """Return a hash of a definition's code that comments, blank lines and layout do not change.
 
     Args:
-        thing: a function or class defined in a file or a notebook cell.
+        thing: a function defined in a file or a notebook cell, or a class in a file.
 
     Returns:
         The first 16 hexadecimal digits of a SHA-256.
@@ -108,9 +113,5 @@ def source_hash(thing: Callable[..., Any]) -> str:
     try:
         source = textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError):
-        # A definition in a doctest or at a bare prompt has no file; its byte code is all there is.
-        code = getattr(thing, "__code__", None)
-        if code is None:
-            raise KDStudyError(f"{_origin(thing)}: define it in a file or a notebook cell") from None
-        return hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:16]
+        raise KDStudyError(f"{_origin(thing)}: define it as a function in a file or a notebook cell") from None
     return hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest()[:16]

@@ -7,6 +7,9 @@ disk is a question of room, so replaying cannot give other numbers than recordin
 
 from __future__ import annotations
 
+import hashlib
+import math
+import platform
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -30,10 +33,14 @@ Average = Literal["probabilities", "logits"]
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether a device computes in bfloat16 in hardware."""
+    """Return whether a device computes in bfloat16 in hardware; emulated, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    # oneDNN also says yes where it emulates, on x86 with AVX-512 but without its bfloat16 instructions
+    emulated = platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported()
+    return not emulated and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
@@ -64,8 +71,8 @@ def average_logits(logits: Sequence[Tensor], average: Average) -> Tensor:
         return logits[0]
     if average == "logits":
         return torch.stack([z.float() for z in logits]).mean(0)
-    probabilities = [torch.softmax(z.float(), dim=1) for z in logits]
-    return torch.stack(probabilities).mean(0).log()
+    logs = [torch.log_softmax(z.float(), dim=1) for z in logits]  # a probability may be too small for float32
+    return torch.logsumexp(torch.stack(logs), dim=0) - math.log(len(logits))
 
 
 class Recorder:
@@ -119,15 +126,23 @@ class Recorder:
         if file is None or not file.exists():
             return None
         try:
-            return load_file(file)["logits"].to(self.data.mean.device)
-        except (SafetensorError, OSError):
+            held = load_file(file)
+            whole = torch.equal(held["digest"], _digest(held["logits"]))
+        except (SafetensorError, OSError, KeyError):
             return None
+        return held["logits"].to(self.data.mean.device) if whole else None
 
     def _keep(self, epoch: int, logits: Tensor) -> None:
         file = self._file(epoch)
         if file is None or not _room(file.parents[2], logits.nbytes):
             return
-        write_atomically(file, lambda partial: save_file({"logits": logits.contiguous()}, partial))
+        kept = logits.contiguous().cpu()
+        write_atomically(file, lambda partial: save_file({"logits": kept, "digest": _digest(kept)}, partial))
+
+
+def _digest(logits: Tensor) -> Tensor:
+    """Return the SHA-256 of logits as 32 bytes: a file of the right length may still hold something else."""
+    return torch.tensor(list(hashlib.sha256(logits.numpy().data).digest()), dtype=torch.uint8)
 
 
 def _room(recordings: Path, needed: int) -> bool:

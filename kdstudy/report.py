@@ -23,6 +23,7 @@ from kdstudy.places import project, write_atomically
 from kdstudy.study import SCALES
 
 TIMEOUTS = {"smoke": 600, "quick": 3600, "course": 6 * 3600, "paper": 14 * 86400}  # seconds a cell
+QUIET: dict[str, Any] = {"extra_arguments": ["--IPKernelApp.log_level=50"]}  # what a kernel logs of itself helps nobody
 PACKAGES = ("kdstudy", "torch", "torchvision", "numpy", "pandas", "scipy", "matplotlib", "papermill")
 
 
@@ -62,26 +63,29 @@ class Parameter:
             KDStudyError: if it is not of the parameter's type.
 
         Example:
-            >>> Parameter("seeds", None, "int | None").parse("3")
+            >>> Parameter("seeds", None, "int").parse("3")
             3
         """
-        kinds = [kind.strip() for kind in self.kind.split("|")]
-        if text == "None" and "None" in kinds:
+        if text == "None" and self.default is None:
             return None
-        if "str" in kinds:
+        if self.kind == "str":
             return text
-        if any(kind.startswith("list") for kind in kinds):
-            return [entry.strip() for entry in text.strip("[]").replace("'", "").replace('"', "").split(",")]
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        allowed = {"int": int, "float": (int, float), "bool": bool}
-        for kind in kinds:
-            right = isinstance(value, allowed.get(kind, ()))  # type: ignore[arg-type]
-            if right and (kind == "bool" or not isinstance(value, bool)):
-                return value
+        if self.kind == "list":
+            entries = [entry.strip() for entry in text.strip(" []").split(",")]
+            return [_literal(entry) for entry in entries if entry]
+        value = _literal(text)
+        kinds = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(self.kind, ())
+        if isinstance(value, kinds) and (self.kind == "bool" or not isinstance(value, bool)):
+            return value
         raise KDStudyError(f"{self.name} = {text!r}: must be of type {self.kind}")
+
+
+def _literal(text: str) -> Any:
+    """Return the value that a text spells, or the text itself where it spells none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def notebooks_folder(folder: Path | None = None) -> Path:
@@ -101,7 +105,10 @@ def studies(folder: Path | None = None) -> dict[str, Path]:
 def _cells(notebook: Path) -> list[Any]:
     import nbformat  # takes a second, and training needs none of it
 
-    cells: list[Any] = nbformat.read(notebook, 4).cells
+    try:
+        cells: list[Any] = nbformat.read(notebook, 4).cells
+    except ValueError:
+        raise KDStudyError(f"{notebook}: is not a notebook") from None
     return cells
 
 
@@ -139,16 +146,22 @@ def parameters(notebook: Path) -> dict[str, Parameter]:
     cells = [c for c in _cells(notebook) if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise KDStudyError(f"{notebook}: needs one cell tagged 'parameters', has {len(cells)}")
-    found = {}
-    for node in ast.parse(cells[0].source).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])[0]
-        value = getattr(node, "value", None)
-        if not isinstance(target, ast.Name) or value is None:
-            raise KDStudyError(f"{notebook}: the parameters cell may hold nothing but NAME: TYPE = LITERAL")
-        default = ast.literal_eval(value)
-        kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
-        found[target.id] = Parameter(target.id, default, kind)
-    return found
+    try:
+        found = [_parameter(node) for node in ast.parse(cells[0].source).body]
+    except (ValueError, SyntaxError):
+        raise KDStudyError(f"{notebook}: the parameters cell may hold nothing but NAME: TYPE = LITERAL") from None
+    return {parameter.name: parameter for parameter in found}
+
+
+def _parameter(node: ast.stmt) -> Parameter:
+    """Return the parameter that a line of the cell assigns; anything else is a ValueError."""
+    match node:
+        case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=ast.expr() as value):
+            return Parameter(name, ast.literal_eval(value), ast.unparse(kind))
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            default = ast.literal_eval(value)
+            return Parameter(name, default, type(default).__name__)
+    raise ValueError(ast.unparse(node))
 
 
 def check_parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
@@ -175,11 +188,16 @@ def folder_name(values: Mapping[str, Any]) -> str:
         >>> folder_name({"scale": "quick", "seeds": 3})
         'quick,seeds=3'
     """
-    others = [f"{name}={value}" for name, value in values.items() if name != "scale"]
-    name = re.sub(r"[^\w=.,+-]+", "-", ",".join([str(values.get("scale") or "quick"), *others]))
-    if len(name) <= 100:
-        return name
-    return f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    others = {name: str(value) for name, value in values.items() if name != "scale"}
+    said = ",".join([_scale(values), *(f"{name}={value}" for name, value in others.items())])
+    if len(said) <= 100 and all(re.fullmatch(r"[\w.+-]*", value) for value in others.values()):
+        return said
+    name = re.sub(r"[^\w=.,+-]+", "-", said)[:80]
+    return f"{name}-{hashlib.sha256(json.dumps(others).encode()).hexdigest()[:8]}"
+
+
+def _scale(values: Mapping[str, Any]) -> str:
+    return str(values.get("scale") or os.environ.get("KDSTUDY_SCALE") or "quick")
 
 
 def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: float | None = None) -> dict[str, Any]:
@@ -197,7 +215,7 @@ def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: 
     """
     import papermill
 
-    scale = str(values.get("scale") or os.environ.get("KDSTUDY_SCALE") or "quick")
+    scale = _scale(values)
     out.mkdir(parents=True, exist_ok=True)
     executed = out / notebook.name
     for stale in (executed, out / "report.html", out / "manifest.json"):
@@ -210,6 +228,7 @@ def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: 
             parameters={**values, "scale": scale},
             kernel_name="python3",
             progress_bar=False,
+            **QUIET,
             execution_timeout=int(timeout or TIMEOUTS.get(scale, 3600)),
         )
     except Exception as reason:  # told in the manifest, whatever it is
@@ -240,7 +259,7 @@ def _one_line(error: Exception) -> str:
     if name == "CellTimeoutError":
         return "a cell took longer than the time limit: raise it with --timeout SECONDS"
     line = next(iter(text.strip().splitlines()), "")
-    return line if name == "KDStudyError" else f"{name}: {line}"
+    return line if name == "KDStudyError" else f"{name}: {line}".removesuffix(": ")
 
 
 def _claims(executed: Path) -> list[dict[str, Any]]:
@@ -249,6 +268,32 @@ def _claims(executed: Path) -> list[dict[str, Any]]:
         return []
     outputs = [o for cell in _cells(executed) for o in cell.get("outputs", [])]
     return [claim for output in outputs for claim in output.get("data", {}).get(MIME, [])]
+
+
+def source_digest(notebook: Path) -> str:
+    """Return a hash of a notebook's cells without their outputs: what its outputs should be of."""
+    cells = [(cell.cell_type, cell.source) for cell in _cells(notebook)]
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
+
+
+def refresh(notebook: Path) -> None:
+    """Execute a notebook as it stands and keep the outputs in it, with the hash of the source they are of.
+
+    Raises:
+        KDStudyError: if it fails; the notebook is then left as it was.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    book = nbformat.read(notebook, 4)
+    try:
+        client = NotebookClient(book, timeout=TIMEOUTS["quick"], record_timing=False, **QUIET)
+        client.execute(cwd=str(notebook.parent))
+    except CellExecutionError as error:
+        raise KDStudyError(f"{notebook}: {_one_line(error)}") from None
+    book.metadata["kdstudy"] = {"outputs_of": source_digest(notebook)}
+    write_atomically(notebook, lambda file: file.write_text(nbformat.writes(book)))
 
 
 def to_html(notebook: Path) -> str:

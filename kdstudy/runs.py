@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -64,7 +63,8 @@ class Net:
 
     def spec(self) -> dict[str, Any]:
         """Return what identifies the network, as JSON."""
-        return {"name": self.name, "version": NETWORKS[self.name].version, "args": dict(self.args)}
+        entry = NETWORKS[self.name]
+        return {"name": self.name, "version": entry.version, "args": entry.said(self.args)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, init=False)
@@ -112,6 +112,8 @@ class Run:
         average: Average = "probabilities",
         seed: int = 0,
     ) -> None:
+        if isinstance(teachers, Run):
+            raise KDStudyError("teachers: must be several runs, or one as teachers=(run,)")
         said = {
             "net": Net(net) if isinstance(net, str) else net,
             "data": Data(data) if isinstance(data, str) else data,
@@ -124,6 +126,7 @@ class Run:
         }
         for name, value in said.items():
             object.__setattr__(self, name, value)
+        self._check_types()
         check_number("seed", seed, low=0, high=2**31, whole=True)
         if average not in ("probabilities", "logits"):
             raise KDStudyError(f"average = {average!r}: must be 'probabilities' or 'logits'")
@@ -132,6 +135,13 @@ class Run:
         except KDStudyError as error:
             named = str(error) if repr(method) in str(error) else f"method {method!r}: {error}"
             raise KDStudyError(named) from None
+
+    def _check_types(self) -> None:
+        """Refuse what is not a value, such as a network itself: it could be neither hashed nor made again."""
+        fields = [("net", self.net, Net), ("data", self.data, Data), ("recipe", self.recipe, Recipe)]
+        for name, value, kind in [*fields, *(("teachers", teacher, Run) for teacher in self.teachers)]:
+            if not isinstance(value, kind):
+                raise KDStudyError(f"{name}: is a {type(value).__name__}, must be a {kind.__name__}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and self.key == other.key
@@ -160,25 +170,22 @@ class Run:
 
     def spec(self) -> dict[str, Any]:
         """Return what identifies the run, as JSON; what equals its declared default is left out."""
+        method = METHODS[self.method]
+        params = method.said(self.params)
         said: dict[str, Any] = {
             "loop": LOOP_VERSION,
             "net": self.net.spec(),
             "data": self.data.spec(),
             "recipe": _recipe_spec(self.recipe),
-            "method": {"name": self.method, "version": METHODS[self.method].version, **self._said_params()},
+            "method": {"name": self.method, "version": method.version} | ({"params": params} if params else {}),
         }
         if self.seed:
             said["seed"] = self.seed
         if self.teachers:
             said["teachers"] = [teacher.spec() for teacher in self.teachers]
-        if self.average != "probabilities":
+        if self.average != "probabilities" and len(self.teachers) > 1:
             said["average"] = self.average
         return said
-
-    def _said_params(self) -> dict[str, Any]:
-        declared = inspect.signature(METHODS[self.method].factory).parameters
-        said = {k: v for k, v in self.params.items() if v != declared[k].default}
-        return {"params": said} if said else {}
 
     @cached_property
     def key(self) -> str:

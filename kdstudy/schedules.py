@@ -36,6 +36,9 @@ class Schedule:
 def schedule(spec: list[Any]) -> Schedule:
     """Return the schedule that `Schedule.spec` describes.
 
+    Args:
+        spec: its kind and its numbers, as read from JSON.
+
     Raises:
         KDStudyError: for a kind that is not known.
 
@@ -51,10 +54,17 @@ def schedule(spec: list[Any]) -> Schedule:
 def constant(weight: float = 1.0) -> Schedule:
     """Return the schedule that is `weight` throughout.
 
+    Args:
+        weight: its value.
+
+    Raises:
+        KDStudyError: if `weight` is not a number.
+
     Example:
         >>> constant(0.9)(0.5)
         0.9
     """
+    check_number("weight", weight)
     return Schedule("constant", (weight,))
 
 
@@ -67,13 +77,15 @@ def until(end: float, weight: float = 1.0, after: float = 0.0) -> Schedule:
         after: the value from `end` on.
 
     Raises:
-        KDStudyError: if `end` is out of its range.
+        KDStudyError: if `end` is out of its range, or another is not a number.
 
     Example:
         >>> until(0.5, 0.9)(0.49), until(0.5, 0.9)(0.5)
         (0.9, 0.0)
     """
     check_number("end", end, low=0, high=1)
+    check_number("weight", weight)
+    check_number("after", after)
     return Schedule("until", (end, weight, after))
 
 
@@ -112,6 +124,8 @@ def steps(at: tuple[float, ...], factor: float = 0.1) -> Schedule:
         >>> steps((0.5, 0.75), factor=0.5)(0.8)
         0.25
     """
+    if not isinstance(at, tuple | list):
+        raise KDStudyError(f"at = {at!r}: must be a tuple of numbers between 0 and 1")
     for point in at:
         check_number("at", point, low=0, high=1)
     check_number("factor", factor, low=0, above=True)

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from kdstudy import metrics, nets
 from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.places import runs_root, write_atomically
-from kdstudy.replay import Average, average_logits
+from kdstudy.replay import average_logits
 from kdstudy.runs import Run, canonical
 from kdstudy.train import Training, predict
 
@@ -137,7 +137,7 @@ class Store:
             if time.monotonic() - saved > CHECKPOINT_SECONDS and not training.finished:
                 _checkpoint(training, folder / "checkpoint.safetensors")
                 saved = time.monotonic()
-        _finish(training, run, folder, taught_by)
+        _finish(training, folder)
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
@@ -172,9 +172,10 @@ def _resume(training: Training, file: Path) -> None:
     try:
         with safe_open(file, "pt") as opened:
             said = opened.metadata()
-        training.load(load_file(file), json.loads(said["history"]), int(said["best_epoch"]))
-    except FileNotFoundError:
+        tensors = load_file(file)
+    except (FileNotFoundError, SafetensorError):
         return
+    training.load(tensors, json.loads(said["history"]), int(said["best_epoch"]))
 
 
 def _checkpoint(training: Training, file: Path) -> None:
@@ -182,7 +183,7 @@ def _checkpoint(training: Training, file: Path) -> None:
     write_atomically(file, lambda partial: save_file(training.state(), partial, metadata=said))
 
 
-def _finish(training: Training, run: Run, folder: Path, taught_by: list[Result]) -> None:
+def _finish(training: Training, folder: Path) -> None:
     """Evaluate a trained network and write what is stored of it; the result last, which makes it finished."""
     data, net = training.data, training.net
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
@@ -193,7 +194,7 @@ def _finish(training: Training, run: Run, folder: Path, taught_by: list[Result])
         "epochs": training.epoch,
         **_quality(logits, labels),
         **_best(training, labels["test"]),
-        **_fidelity(logits, taught_by, run.average),
+        **_fidelity(training, logits),
         "parameters": nets.parameters(net),
         "flops": nets.flops(net, data.shape),
         "train_seconds": sum(record["seconds"] for record in training.history),
@@ -231,13 +232,18 @@ def _best(training: Training, labels: Tensor) -> dict[str, float]:
     }
 
 
-def _fidelity(logits: Mapping[str, Tensor], taught_by: list[Result], average: Average) -> dict[str, float]:
-    """Return how closely the student follows its teacher, on training and on test images without views."""
-    if not taught_by:
+def _fidelity(training: Training, logits: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return how closely the student follows its teacher, on training and on test images without views.
+
+    The teacher is asked anew: what is stored of it may be of other images than the student's.
+    """
+    if not training.teachers:
         return {}
     said: dict[str, float] = {}
-    for split in ("train", "test"):
-        teacher = average_logits([result.logits(split) for result in taught_by], average)
+    data = training.data
+    for split, images in (("train", data.train.images), ("test", data.test.images)):
+        asked = [predict(net, images, data, training.precision) for net in training.teachers]
+        teacher = average_logits(asked, training.average)
         said[f"{split}_agreement"] = metrics.agreement(logits[split], teacher)
         said[f"{split}_kl"] = metrics.kl(logits[split], teacher)
     return said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,7 +54,7 @@ def _like(name: str, value: Any, example: Any) -> Any:
     """Return `value` if it is of the example's type (an integer may stand for a float), else refuse it."""
     if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(example, list | tuple) and isinstance(value, list | tuple) and value:
+    if isinstance(example, list | tuple) and isinstance(value, list | tuple) and value and example:
         return [_like(f"an entry of {name}", entry, example[0]) for entry in value]
     if type(value) is not type(example):
         raise KDStudyError(f"{name} = {value!r}: must be of type {type(example).__name__}, like {example!r}")
@@ -100,13 +101,14 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     missing = [run for run in ordered if store.find(run) is None]
     show = Progress(len(ordered), missing)
     failed: dict[str, str] = {}
-    for event in execute(missing, store):
-        if event.record is not None:
-            show.epoch(event.run, event.record)
-            continue
-        show.ended(event.run, event.error)
-        if event.error is not None:
-            failed[event.run.key] = event.error
+    with closing(execute(missing, store)) as events:  # an interrupt is to leave neither lock nor worker behind
+        for event in events:
+            if event.record is not None:
+                show.epoch(event.run, event.record)
+                continue
+            show.ended(event.run, event.error)
+            if event.error is not None:
+                failed[event.run.key] = event.error
     show.close()
     return pd.DataFrame([_row(run, store, failed) for run in runs])
 

@@ -6,10 +6,12 @@ import os
 import tempfile
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 
 torch.set_num_threads(1)
+matplotlib.use("Agg")  # here, not for the kernels of notebooks, which choose for themselves
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,7 +23,6 @@ def pytest_configure(config: pytest.Config) -> None:
         KDSTUDY_DATA=str(Path(folder.name) / "data"),  # shared, so that a cache is made once
         KDSTUDY_RUNS=str(Path(folder.name) / "runs"),
         KDSTUDY_SCALE="smoke",
-        MPLBACKEND="Agg",
         JUPYTER_PLATFORM_DIRS="1",  # the folders jupyter_core is moving to; without it, it warns
         OMP_NUM_THREADS="1",
         MKL_NUM_THREADS="1",

@@ -20,11 +20,11 @@ PACKAGE = Path(__file__).parent.parent / "kdstudy"
 FLOORS = """
     errors registry places losses metrics schedules
         nets.staged nets.resnet nets.wrn nets
-        data.views data.dataset data.glyphs data.digits data.folder data
+        data.views data.dataset data.cifar data.digits data.folder data.glyphs data
     | method
     | methods.* methods
-    | replay train
-    | runs engines study
+    | replay recipe train
+    | runs store engines progress study
     | claims plots report bench
     | __init__ cli __main__
 """

@@ -371,7 +371,7 @@ def test_factories_show_their_true_signature():
         ("resnet8", {"num_classes": 1}, "num_classes = 1: must be an integer of at least 2"),
         ("resnet8", {"num_classes": True}, "num_classes = True"),
         ("resnet8", {"channels": 0}, "channels = 0"),
-        ("resnet8", {"residual": 1}, "residual = 1: must be True, False or left out"),
+        ("resnet8", {"residual": 1}, "residual = 1: must be of type bool or None"),
         ("resnet8", {"residual": "no"}, "residual = 'no'"),
     ],
 )

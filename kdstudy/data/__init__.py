@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kdstudy.data import digits, folder, glyphs  # noqa: F401  (entering them in the registry)
+from kdstudy.data import cifar, digits, folder, glyphs  # noqa: F401  (entering them in the registry)
 from kdstudy.data.dataset import DATASETS, Data, Dataset, Source, Split
 from kdstudy.data.views import Views
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -170,6 +170,9 @@ class Data:
             args = {"path": name.removeprefix("folder:"), **args}
             name = "folder"
         DATASETS.check(name, args)
+        for key, value in args.items():
+            if not isinstance(value, Hashable):
+                raise KDStudyError(f"data set {name!r}: {key} = {value!r}: must be fixed, as a tuple is")
         check_number("validation", validation, low=0, high=0.5, above=True)
         if subset is not None:
             check_number("subset", subset, low=1, whole=True)
@@ -200,7 +203,7 @@ class Data:
     def spec(self) -> dict[str, Any]:
         """Return what identifies the data, as JSON: a folder by its content, not by its path."""
         entry = DATASETS[self.name]
-        args = dict(self.args)
+        args = entry.said(self.args)
         if "path" in args:
             source = _source(self.name, tuple(sorted(self.args.items())))
             args = {k: v for k, v in args.items() if k != "path"} | {"content": _digest(source)}

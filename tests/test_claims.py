@@ -1,0 +1,263 @@
+"""Verdicts on made-up tables whose truth is known, and the statistics behind them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from kdstudy.claims import MIME, Claim, Verdicts, holm, t_interval
+from kdstudy.errors import KDStudyError
+
+
+def table(values, seeds=None):
+    seeds = range(len(values)) if seeds is None else seeds
+    return pd.DataFrame({"seed": list(seeds), "test_accuracy": list(values)})
+
+
+def claim(treatment, control, margin=0.0, statement="A beats B"):
+    return Claim(statement, "someone 2020", "test_accuracy", treatment, control, margin)
+
+
+def simulate(effect, tables, n=5, margin=0.0):
+    """Verdicts on many pairs of tables: seeds differ much, the treatment's effect little."""
+    rng = np.random.default_rng([42, tables, n, round(1000 * abs(effect))])
+    for _ in range(tables):
+        of_seed = rng.normal(0.7, 0.1, n)
+        control = of_seed + rng.normal(0, 0.01, n)
+        treatment = of_seed + effect + rng.normal(0, 0.01, n)
+        yield claim(table(treatment), table(control), margin)
+
+
+def likely(tables, p):
+    """The counts that are not a surprise (1 in 10,000 on either side) where each has a chance of p."""
+    return stats.binom.ppf(1e-4, tables, p), stats.binom.isf(1e-4, tables, p)
+
+
+# Error rates
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.02])
+def test_without_an_effect_a_verdict_is_wrong_five_times_in_a_hundred(margin):
+    verdicts = [c.verdict for c in simulate(margin, 2000, margin=margin)]
+    for wrong in ("supported", "contradicted"):
+        low, high = likely(2000, 0.025)
+        assert low <= verdicts.count(wrong) <= high
+    low, high = likely(2000, 0.95)
+    assert low <= verdicts.count("inconclusive") <= high
+
+
+@pytest.mark.parametrize(("effect", "right"), [(0.02, "supported"), (-0.02, "contradicted")])
+def test_an_effect_is_found_as_often_as_theory_says(effect, right):
+    n, sigma = 5, 0.01 * np.sqrt(2)
+    t, shift = stats.t.ppf(0.975, n - 1), abs(effect) / sigma * np.sqrt(n)
+    power = stats.nct.sf(t, n - 1, shift)
+    verdicts = [c.verdict for c in simulate(effect, 1000, n)]
+    low, high = likely(1000, power)
+    assert low <= verdicts.count(right) <= high
+    assert verdicts.count("supported" if effect < 0 else "contradicted") <= 1
+
+
+def test_the_interval_covers_the_truth_95_times_in_a_hundred():
+    covered = [c.low <= 0.013 <= c.high for c in simulate(0.013, 2000, n=4)]
+    low, high = likely(2000, 0.95)
+    assert low <= sum(covered) <= high
+
+
+def test_with_holm_a_study_without_effects_errs_once_in_twenty_studies():
+    studies, size = 400, 6
+    claims = list(simulate(0.0, studies * size))
+    wrong = sum(
+        any(verdict != "inconclusive" for verdict in Verdicts(claims[i : i + size]))
+        for i in range(0, len(claims), size)
+    )
+    low, high = likely(studies, 0.05)
+    assert low <= wrong <= high
+
+
+# One comparison
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_p_and_interval_are_those_of_scipy(n):
+    for made in simulate(0.005, 20, n):
+        a, b = made.treatment["test_accuracy"], made.control["test_accuracy"]
+        said = stats.ttest_rel(a, b)
+        low, high = said.confidence_interval(0.95)
+        assert made.p == pytest.approx(said.pvalue, rel=1e-6)
+        assert (made.effect, made.low, made.high) == pytest.approx(((a - b).mean(), low, high), rel=1e-6)
+        assert (made.low > 0) == (made.verdict == "supported")
+        assert (made.high < 0) == (made.verdict == "contradicted")
+        wanted = stats.t.interval(0.95, n - 1, loc=(a - b).mean(), scale=stats.sem(a - b))
+        assert t_interval(a - b)[1:] == pytest.approx(wanted)
+
+
+def test_pairs_are_made_by_seed_not_by_row():
+    control = table([0.1, 0.5, 0.9], seeds=[0, 1, 2])
+    treatment = table([0.93, 0.11, 0.52], seeds=[2, 0, 1])
+    made = claim(treatment, control)
+    assert sorted(made.differences) == pytest.approx([0.01, 0.02, 0.03])
+    assert made.verdict == "supported"
+    by_row = stats.ttest_ind(treatment["test_accuracy"], control["test_accuracy"])
+    assert by_row.pvalue > 0.9
+
+
+def test_seeds_without_a_partner_are_left_out():
+    made = claim(table([0.6, 0.7, 0.8], [1, 2, 3]), table([0.5, 0.6, 0.6, 0.1], [2, 3, 4, 5]))
+    assert made.differences == pytest.approx([0.2, 0.2])
+    assert made.n == 2
+
+
+def test_failed_runs_are_left_out():
+    control = table([0.5, 0.6, 0.7])
+    treatment = table([0.6, np.nan, 0.9]).assign(status=["finished", "failed", "finished"])
+    assert claim(treatment, control).differences == pytest.approx([0.1, 0.2])
+    all_failed = pd.DataFrame({"seed": [0, 1], "status": ["failed"] * 2})  # no run has brought the column
+    made = claim(all_failed, control)
+    assert (made.n, made.verdict) == (0, "inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("treatment", "control", "n"),
+    [
+        (table([]), table([]), 0),
+        (pd.DataFrame(), table([0.5]), 0),
+        (table([0.9], [1]), table([0.1], [2]), 0),
+        (table([0.9]), table([0.1]), 1),
+    ],
+)
+def test_fewer_than_two_pairs_say_nothing(treatment, control, n):
+    made = claim(treatment, control)
+    assert (made.n, made.p, made.verdict) == (n, 1.0, "inconclusive")
+    assert np.isnan([made.low, made.high]).all()
+    assert np.isnan(made.effect) == (n == 0)
+    said = Verdicts([made]).records()[0]
+    assert said["interval"] == [None, None]
+    assert "not measured" in Verdicts([made]).sentence(0)
+
+
+@pytest.mark.parametrize(
+    ("difference", "margin", "verdict"),
+    [
+        (0.25, 0.0, "supported"),
+        (-0.25, 0.0, "contradicted"),
+        (0.0, 0.0, "inconclusive"),
+        (0.25, 0.25, "inconclusive"),
+        (0.25, 0.5, "contradicted"),
+        (1e6, 0.0, "supported"),
+    ],
+)
+def test_without_variance_the_verdict_is_that_of_the_number(difference, margin, verdict):
+    control = np.array([0.5, 0.75, 0.625])
+    made = claim(table(control + difference), table(control), margin)
+    assert made.verdict == verdict
+    assert made.low == pytest.approx(made.high)
+
+
+def test_differences_that_rounding_alone_makes_count_as_equal():
+    control = np.array([0.1, 0.2, 0.3, 0.7])
+    for scale in (1, 1e6):
+        made = claim(table((control + 0.1) * scale), table(control * scale))
+        assert (made.p, made.verdict) == (0.0, "supported")
+
+
+def test_the_margin_moves_the_test():
+    control = [0.50, 0.60, 0.70, 0.65]
+    treatment = [0.56, 0.65, 0.76, 0.70]  # 0.055 more, give or take half a point
+    said = [claim(table(treatment), table(control), margin).verdict for margin in (0.0, 0.04, 0.055, 0.07)]
+    assert said == ["supported", "supported", "inconclusive", "contradicted"]
+    moved = claim(table(treatment), table(control), 0.05)
+    wanted = stats.ttest_1samp(np.subtract(treatment, control), 0.05).pvalue
+    assert moved.p == pytest.approx(wanted)
+
+
+def test_a_seed_that_stands_twice_is_refused():
+    with pytest.raises(KDStudyError, match="'A beats B': seed 1 stands twice in one selection of runs"):
+        claim(table([0.1, 0.2, 0.3], [0, 1, 1]), table([0.1]))
+    with pytest.raises(KDStudyError, match="seed 0 stands twice"):
+        claim(table([0.1]), table([0.1, 0.2], [0, 0]))
+
+
+@pytest.mark.parametrize("column", ["seed", "test_accuracy"])
+def test_a_missing_column_is_refused(column):
+    with pytest.raises(KDStudyError, match=f"'A beats B': the table has no column '{column}'"):
+        claim(table([0.1, 0.2]), table([0.1, 0.2]).drop(columns=column))
+
+
+# Several comparisons
+
+
+def slow_holm(p):
+    """Holm's procedure as a sequence of tests: the smallest level at which each is rejected."""
+    corrected = []
+    for mine in range(len(p)):
+        levels = [1.0]
+        for level in sorted({min(1.0, k * q) for q in p for k in range(1, len(p) + 1)}):
+            left = list(range(len(p)))
+            while left:
+                least = min(left, key=lambda i: p[i])
+                if p[least] * len(left) > level * (1 + 1e-12):
+                    break
+                left.remove(least)
+            if mine not in left:
+                levels.append(level)
+        corrected.append(min(levels))
+    return corrected
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 7])
+def test_holm_is_the_step_down_procedure(size):
+    rng = np.random.default_rng(size)
+    for _ in range(20):
+        p = np.round(rng.beta(0.4, 2.0, size), 2).tolist()  # rounded, so that some are equal
+        assert holm(p) == pytest.approx(slow_holm(p))
+
+
+def test_a_verdict_may_not_survive_the_others():
+    made = list(simulate(0.01, 6, n=8))
+    made = sorted(made, key=lambda c: c.p)
+    alone = [c.verdict for c in made]
+    together = list(Verdicts(made))
+    for i, c in enumerate(made):
+        corrected = max(min(1, (6 - j) * made[j].p) for j in range(i + 1))
+        assert together[i] == (c.verdict if corrected < 0.05 else "inconclusive")
+    assert alone != together  # else nothing was tested
+    assert Verdicts(made)[0] == together[0]
+
+
+# What is shown
+
+
+def test_records_are_json():
+    made = [
+        claim(table([0.6, 0.8, 0.7]), table([0.5, 0.6, 0.65]), 0.01),
+        claim(table([]), table([])),
+        claim(table([0.5, 0.6]), table([0.5, 0.6])),
+    ]
+    said = json.loads(json.dumps(Verdicts(made).records(), allow_nan=False))
+    assert [record["verdict"] for record in said] == list(Verdicts(made))
+    assert said[0]["effect"] == pytest.approx(0.35 / 3)
+    assert said[0]["interval"] == pytest.approx([made[0].low, made[0].high])
+    assert said[0]["p_holm"] == pytest.approx(min(1, 3 * said[0]["p"]))
+    assert said[0]["n"] == 3
+    assert said[0]["margin"] == 0.01
+    assert said[1]["effect"] is None
+
+
+def test_the_html_escapes_what_it_is_told():
+    evil = "<script>alert('A & B')</script>"
+    made = claim(table([0.6, 0.8]), table([0.5, 0.6]), statement=evil)
+    bundle = Verdicts([made])._repr_mimebundle_()
+    assert "<script" not in bundle["text/html"]
+    assert "&lt;script&gt;" in bundle["text/html"]
+    assert bundle[MIME][0]["statement"] == evil
+    assert evil in bundle["text/plain"]
+    assert bundle["text/html"].count("<tr>") == 2
+
+
+def test_the_sentence_says_effect_interval_and_n():
+    made = claim(table([0.6, 0.8, 0.7]), table([0.5, 0.65, 0.55]))
+    said = Verdicts([made]).sentence(0)
+    assert said.startswith("A beats B: **supported** (test_accuracy +0.133 [+0.0")
+    assert said.endswith(", n = 3)")

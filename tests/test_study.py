@@ -1,0 +1,465 @@
+"""Many runs as one table: order, failures, settings, engines, and what is shown meanwhile."""
+
+import os
+import re
+import signal
+
+import filelock
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from kdstudy import Data, Net, Recipe, Run, progress, study
+from kdstudy import engines as engines_module
+from kdstudy.engines import execute, here, workers
+from kdstudy.errors import KDStudyError
+from kdstudy.method import METHODS, Method, Soft, Step
+from kdstudy.nets import NETWORKS
+from kdstudy.progress import Progress, estimate, seconds_text
+from kdstudy.report import conclude
+from kdstudy.store import Store
+from kdstudy.study import in_order, settings
+
+DATA = Data("digits", subset=100)
+RECIPE = Recipe(epochs=1, batch=32, precision="float32")
+TEACHER = Run(Net("resnet8", width=6), data=DATA, recipe=RECIPE)
+PLAIN = Run(Net("resnet8", width=4), data=DATA, recipe=RECIPE)
+STUDENT = PLAIN.but(method="kd", teachers=(TEACHER,))
+
+
+class Breaks(Method):
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        raise ZeroDivisionError("it was bound to happen")
+
+
+class Diverges(Soft):
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        return {"soft": super().forward(step)["soft"] * float("nan")}
+
+
+@pytest.fixture
+def own_methods():
+    """Two methods a notebook might have registered."""
+
+    def breaks() -> Method:
+        """Raise."""
+        return Breaks()
+
+    def diverges(temperature: float = 4.0) -> Method:
+        """Return nan."""
+        return Diverges(temperature)
+
+    METHODS.register("breaks")(breaks)
+    METHODS.register("diverges")(diverges)
+    yield
+    del METHODS["breaks"], METHODS["diverges"]
+
+
+def ends(events):
+    return {event.run.key: event.error for event in events if event.record is None}
+
+
+# The order
+
+
+def test_a_diamond_is_trained_each_once_and_teachers_first():
+    left, right = (PLAIN.but(method="kd", teachers=(TEACHER,), seed=seed) for seed in (1, 2))
+    last = PLAIN.but(method="kd", teachers=(left, right), seed=3)
+    for runs in ([last], [last, left, TEACHER], [right, last, last]):
+        ordered = in_order(runs)
+        assert len(ordered) == 4
+        assert set(ordered) == {TEACHER, left, right, last}
+        place = {run: i for i, run in enumerate(ordered)}
+        assert all(place[t] < place[run] for run in ordered for t in run.teachers)
+
+
+def test_the_order_given_is_kept_where_nothing_speaks_against_it():
+    runs = [PLAIN.but(seed=seed) for seed in (5, 2, 9)]
+    assert in_order(runs) == runs
+    assert in_order([]) == []
+
+
+# The table
+
+
+def test_one_row_a_run_in_the_order_given():
+    runs = [STUDENT, PLAIN.but(method="label_smoothing", params={"smoothing": 0.2}, seed=2), PLAIN, STUDENT]
+    table = study(runs)
+    assert table["run"].tolist() == [run.key for run in runs]
+    assert table["net"].tolist() == ["resnet8 (width=4)"] * 4
+    assert table["method"].tolist() == ["kd", "label_smoothing", "scratch", "kd"]
+    assert table["seed"].tolist() == [0, 2, 0, 0]
+    assert table["teacher"].tolist() == ["resnet8 (width=6)", "", "", "resnet8 (width=6)"]
+    assert table["teacher_epochs"].tolist() == [1, 0, 0, 1]
+    assert table["temperature"].iloc[0] == 4.0  # a default is in the table, too
+    assert table["smoothing"].dropna().tolist() == [0.2]
+    assert set(table["status"]) == {"finished"}
+    assert set(table["error"]) == {""}
+    for i, run in enumerate(runs):
+        assert table["test_accuracy"].iloc[i] == run.result().metrics["test_accuracy"]
+    assert table["teacher_test_accuracy"].iloc[0] == TEACHER.result().metrics["test_accuracy"]
+    assert table["test_kl"].notna().tolist() == [True, False, False, True]
+    conclude(table)
+
+
+def test_no_runs_make_an_empty_table():
+    assert study([]).empty
+
+
+def test_a_failed_run_fails_its_students_and_no_others(own_methods):
+    broken = PLAIN.but(method="breaks")
+    student = PLAIN.but(method="kd", teachers=(broken,))
+    grandstudent = PLAIN.but(method="kd", teachers=(student,))
+    wild = PLAIN.but(method="diverges", teachers=(TEACHER,), seed=1)
+    table = study([grandstudent, student, broken, wild, PLAIN])
+    assert table["status"].tolist() == ["failed"] * 4 + ["finished"]
+    errors = table["error"].tolist()
+    assert errors[0] == f"its teacher failed: {student.label}"
+    assert errors[1] == f"its teacher failed: {broken.label}"
+    assert errors[2] == "ZeroDivisionError: it was bound to happen"
+    assert "training diverged in epoch 0, step 0: the term 'soft' is nan" in errors[3]
+    assert errors[4] == ""
+    assert table["test_accuracy"].notna().tolist() == [False] * 4 + [True]
+    assert Store().find(TEACHER) is not None
+    with pytest.raises(KDStudyError, match=r"4 of 5 runs failed, first resnet8 \(width=4\) kd seed 0: its teacher"):
+        conclude(table)
+
+
+def test_a_network_that_cannot_be_made_fails_its_run_alone():
+    table = study([PLAIN.but(net=Net("resnet8", width=0)), PLAIN])
+    assert table["status"].tolist() == ["failed", "finished"]
+    assert table["error"].iloc[0] == "width = 0: must be an integer of at least 1"
+
+
+def test_a_failed_run_is_tried_again(own_methods):
+    run = PLAIN.but(method="breaks")
+    assert study([run])["status"].tolist() == ["failed"]
+    Breaks.forward, raising = lambda self, step: {"x": step.student["logits"].square().mean()}, Breaks.forward
+    try:
+        assert study([run])["status"].tolist() == ["finished"]
+    finally:
+        Breaks.forward = raising
+
+
+def test_an_interrupt_leaves_no_lock_behind(monkeypatch):
+    def interrupted(self, run, record):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:  # which holds on to the frames, as IPython does
+        study([PLAIN])
+    with filelock.FileLock(Store().root / f"{PLAIN.key}.lock").acquire(timeout=0):
+        assert caught.traceback
+
+
+# Settings
+
+SCALES = {
+    "smoke": {"epochs": 1, "alpha": 0.5, "student": "resnet8", "live": False, "widths": [4, 8]},
+    "quick": {"epochs": 9, "alpha": 0.9, "student": "resnet14", "live": True, "widths": [16]},
+}
+OWN = dict.fromkeys(SCALES["quick"])
+
+
+def test_the_scale_is_the_parameter_then_the_environment_then_quick(monkeypatch):
+    monkeypatch.setenv("KDSTUDY_SCALE", "smoke")
+    assert settings("quick", SCALES).scale == "quick"
+    assert vars(settings("", SCALES, **OWN)) == {"scale": "smoke", **SCALES["smoke"]}
+    assert settings(None, SCALES).scale == "smoke"
+    monkeypatch.setenv("KDSTUDY_SCALE", "")
+    assert vars(settings("", SCALES, **OWN)) == {"scale": "quick", **SCALES["quick"]}
+    monkeypatch.delenv("KDSTUDY_SCALE")
+    assert settings("", SCALES).scale == "quick"
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        ({"epochs": 0}, {"epochs": 0}),
+        ({"alpha": 0}, {"alpha": 0.0}),
+        ({"live": False}, {"live": False}),
+        ({"student": ""}, {"student": ""}),
+        ({"widths": []}, {"widths": []}),
+        ({"widths": [1, 2, 3], "epochs": None}, {"widths": [1, 2, 3], "epochs": 9}),
+    ],
+)
+def test_what_is_given_goes_before_the_scales_own(given, becomes):
+    said = vars(settings("quick", SCALES, **given))
+    assert said == {"scale": "quick", **SCALES["quick"], **becomes}
+    assert {name: type(value) for name, value in said.items()} == {
+        name: type(value) for name, value in {"scale": "", **SCALES["quick"]}.items()
+    }
+    assert SCALES["quick"]["widths"] == [16]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"epochs": True}, "epochs = True: must be of type int, like 9"),
+        ({"epochs": 1.0}, "epochs = 1.0: must be of type int, like 9"),
+        ({"alpha": "0.5"}, "alpha = '0.5': must be of type float, like 0.9"),
+        ({"alpha": True}, "alpha = True: must be of type float, like 0.9"),
+        ({"live": 1}, "live = 1: must be of type bool, like True"),
+        ({"student": 8}, "student = 8: must be of type str, like 'resnet14'"),
+        ({"widths": 16}, r"widths = 16: must be of type list, like \[16\]"),
+        ({"widths": [4, "8"]}, "an entry of widths = '8': must be of type int, like 16"),
+        ({"epoch": 3}, "unknown setting 'epoch': did you mean 'epochs'?"),
+    ],
+)
+def test_settings_refuse_another_type(given, said):
+    with pytest.raises(KDStudyError, match=said):
+        settings("quick", SCALES, **given)
+
+
+def test_an_unknown_scale_is_refused(monkeypatch):
+    with pytest.raises(KDStudyError, match="unknown scale 'smok': did you mean 'smoke'?"):
+        settings("smok", SCALES)
+    monkeypatch.setenv("KDSTUDY_SCALE", "quik")
+    with pytest.raises(KDStudyError, match="unknown scale 'quik': did you mean 'quick'?"):
+        settings("", SCALES)
+
+
+# Engines
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The workers that are started."""
+    made = []
+
+    class Known(engines_module.Worker):
+        def __init__(self, root):
+            super().__init__(root)
+            made.append(self)
+
+    monkeypatch.setattr(engines_module, "Worker", Known)
+    return made
+
+
+def gone(worker):
+    """Whether a process has ended and been waited for."""
+    return worker.process.returncode is not None and worker.connection.closed
+
+
+def test_workers_give_the_same_table_as_here(tmp_path, monkeypatch, started):
+    runs = [STUDENT.but(seed=1), STUDENT, PLAIN, PLAIN.but(net=Net("resnet8", width=0))]
+    tables = {}
+    for engine in ("here", "workers"):
+        monkeypatch.setenv("KDSTUDY_ENGINE", engine)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as many workers; each has a thread of its own
+        tables[engine] = study(runs, store=Store(tmp_path / engine)).drop(columns="train_seconds")
+    pd.testing.assert_frame_equal(tables["here"], tables["workers"], check_exact=True)
+    assert tables["here"]["status"].tolist() == ["finished"] * 3 + ["failed"]
+    assert len(started) == 2
+    assert all(map(gone, started))
+    for run in (TEACHER, *runs[:3]):
+        weights = [(tmp_path / engine / run.key / "weights.safetensors").read_bytes() for engine in tables]
+        assert weights[0] == weights[1]
+
+
+def test_a_killed_worker_fails_its_run_alone(tmp_path, started):
+    victim = PLAIN.but(recipe=Recipe(epochs=5000, batch=16, precision="float32"))
+    others = [PLAIN.but(seed=seed) for seed in (1, 2)]
+    student = PLAIN.but(method="kd", teachers=(victim,))
+    said, killed = {}, False
+    for event in workers([victim, student, *others], Store(tmp_path), 2):
+        if event.run == victim and event.record is not None and not killed:
+            killed = True
+            os.kill(started[0].process.pid, signal.SIGKILL)
+        if event.record is None:
+            said[event.run] = event.error
+    assert said == {
+        victim: "its process died (exit code -9): killed from outside, or out of memory",
+        student: f"its teacher failed: {victim.label}",
+        others[0]: None,
+        others[1]: None,
+    }
+    assert all(map(gone, started[1:]))
+    assert started[0].process.returncode == -9
+    assert Store(tmp_path).find(others[1]) is not None
+
+
+def test_workers_are_gone_where_the_consumer_stops(tmp_path, started):
+    long = PLAIN.but(recipe=Recipe(epochs=5000, batch=16, precision="float32"))
+    events = workers([long], Store(tmp_path), 2)
+    assert next(events).record["epoch"] == 0
+    events.close()
+    assert len(started) == 1
+    assert all(map(gone, started))
+    filelock.FileLock(tmp_path / f"{long.key}.lock").acquire(timeout=0).lock.release()
+
+
+def test_a_worker_that_cannot_start_fails_its_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines_module, "_CODE", engines_module._CODE.replace("kdstudy.engines", "os"))
+    student = PLAIN.but(method="kd", teachers=(PLAIN,))
+    assert ends(workers([PLAIN, student], Store(tmp_path), 1)) == {
+        PLAIN.key: "its process died (exit code 1): killed from outside, or out of memory",
+        student.key: f"its teacher failed: {PLAIN.label}",  # the last to end, when no worker is busy any more
+    }
+
+
+def test_here_yields_every_epoch_and_the_end(tmp_path):
+    run = PLAIN.but(recipe=Recipe(epochs=2, batch=32, precision="float32"))
+    events = list(here([run, run.but(seed=1)], Store(tmp_path)))
+    assert [(event.run.seed, event.record and event.record["epoch"], event.error) for event in events] == [
+        (0, 0, None),
+        (0, 1, None),
+        (0, None, None),
+        (1, 0, None),
+        (1, 1, None),
+        (1, None, None),
+    ]
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Which engine is chosen, on a machine with two cores and no GPU."""
+    said = []
+    monkeypatch.setattr(engines_module, "here", lambda runs, store: said.append("here"))
+    monkeypatch.setattr(engines_module, "workers", lambda runs, store, number: said.append(f"{number} workers"))
+    monkeypatch.setattr(engines_module, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    return said
+
+
+LONG = PLAIN.but(recipe=Recipe(epochs=1000, batch=32))
+
+
+def test_workers_are_chosen_where_they_are_worth_it(chosen, monkeypatch):
+    much = [LONG, LONG.but(seed=1)]
+    execute(much, Store())
+    execute(much[:1], Store())
+    execute([PLAIN, PLAIN.but(seed=1)], Store())
+    assert chosen == ["2 workers", "here", "here"]
+    monkeypatch.setattr(engines_module, "default_device", lambda: torch.device("cuda"))
+    execute(much, Store())
+    monkeypatch.setattr(engines_module, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    execute(much, Store())
+    assert chosen[3:] == ["here", "here"]
+
+
+def test_what_a_notebook_registers_is_trained_here(chosen, own_methods):
+    own = LONG.but(method="breaks")
+    execute([LONG, own], Store())
+    execute([LONG, LONG.but(method="kd", teachers=(own,))], Store())
+    try:
+        NETWORKS.register("mine")(lambda num_classes=10, channels=3: None)
+        execute([LONG, LONG.but(net="mine")], Store())
+    finally:
+        NETWORKS.pop("mine", None)
+    assert chosen == ["here"] * 3
+
+
+def test_the_environment_names_the_engine(chosen, monkeypatch):
+    monkeypatch.setenv("KDSTUDY_ENGINE", "workers")
+    execute([PLAIN], Store())
+    monkeypatch.setenv("KDSTUDY_ENGINE", "here")
+    execute([LONG, LONG.but(seed=1)], Store())
+    assert chosen == ["2 workers", "here"]
+    monkeypatch.setenv("KDSTUDY_ENGINE", "worker")
+    with pytest.raises(KDStudyError, match="unknown engine 'worker': did you mean 'workers'?"):
+        execute([PLAIN], Store())
+
+
+# What is shown
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDSTUDY_LOG", str(tmp_path / "log"))
+    return tmp_path / "log"
+
+
+def test_one_line_an_epoch_after_the_plan(log, capsys, own_methods):
+    study([PLAIN])
+    log.unlink()
+    student = STUDENT.but(recipe=Recipe(epochs=3, stop=2, batch=32, precision="float32"))
+    study([PLAIN, student, PLAIN.but(method="breaks")])
+    lines = log.read_text().splitlines()
+    time = r"(\d+ s|\d+ min \d+ s)"
+    accuracy = r"validation accuracy \d+\.\d%"
+    patterns = [
+        rf"4 runs: 1 in the store, 3 to train, about {time}",
+        rf"1/3 runs, about {time} left; {re.escape(student.label)}: epoch 1/2, {accuracy}",
+        rf"2/3 runs, about {time} left; {re.escape(student.label)}: epoch 2/2, {accuracy}",
+        rf"3/3 runs, about {time} left; .* breaks seed 0 failed: ZeroDivisionError: it was bound to happen",
+        rf"4 runs: 1 in the store, 3 to train; 2 trained in {time}, 1 failed",
+    ]
+    assert len(lines) == len(patterns)
+    for line, pattern in zip(lines, patterns, strict=True):
+        assert re.match(pattern, line), (line, pattern)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_to_train_is_said_too(log):
+    study([PLAIN])
+    log.unlink()
+    study([PLAIN])
+    assert log.read_text().splitlines() == ["1 runs: 1 in the store, 0 to train"] * 2
+
+
+def test_without_a_log_the_lines_go_to_the_error_stream(capsys, monkeypatch):
+    monkeypatch.delenv("KDSTUDY_LOG", raising=False)
+    study([PLAIN])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 3
+
+
+def test_the_time_left_is_told_from_the_time_taken(log, monkeypatch):
+    runs, now = [PLAIN, PLAIN.but(seed=1)], [100.0]
+    monkeypatch.setattr(progress, "estimate", lambda missing: {runs[0].key: 30.0, runs[1].key: 10.0})
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    show = Progress(2, runs)
+    now[0] += 60
+    show.epoch(runs[0], {"epoch": 0, "validation_accuracy": 0.5})  # 30 of 40 are done in 60, so 20 are left
+    show.ended(runs[0], None)
+    now[0] += 30
+    show.epoch(runs[1], {"epoch": 0, "validation_accuracy": 0.25})
+    show.ended(runs[1], None)
+    show.close()
+    first, second = PLAIN.label, runs[1].label
+    assert log.read_text().splitlines() == [
+        "2 runs: 0 in the store, 2 to train, about 40 s",
+        f"1/2 runs, about 20 s left; {first}: epoch 1/1, validation accuracy 50.0%",
+        f"2/2 runs, about 0 s left; {second}: epoch 1/1, validation accuracy 25.0%",
+        "2 runs: 0 in the store, 2 to train; 2 trained in 1 min 30 s",
+    ]
+
+
+def test_the_estimate_grows_with_the_work(monkeypatch):
+    rates = {PLAIN.net: 2.0, TEACHER.net: 30.0}
+    monkeypatch.setattr(progress, "seconds_an_image", lambda run, data: rates[run.net])
+    other = STUDENT.but(seed=1)
+    said = estimate([TEACHER, PLAIN, STUDENT, other])
+    images = 100 + len(DATA.load().validation) / 3
+    assert said[TEACHER.key] == pytest.approx(30 * images)
+    assert said[PLAIN.key] == said[other.key] == pytest.approx(2 * images)
+    assert said[STUDENT.key] == pytest.approx(2 * images + 30 * 100 / 3)  # the first of a teacher's students
+
+
+def test_the_rate_is_measured_and_leaves_no_trace():
+    state = torch.random.get_rng_state()
+    said = estimate([PLAIN])
+    assert 0 < said[PLAIN.key] < 600
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert Store().find(PLAIN) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.7, "1 min 0 s"),
+        (60, "1 min 0 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 0 min"),
+        (90000, "25 h 0 min"),
+    ],
+)
+def test_durations_as_people_say_them(seconds, text):
+    assert seconds_text(seconds) == text
