@@ -59,12 +59,12 @@ def summarise(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) ->
         metrics: the columns that are averaged; a column that no run has is shown as missing.
 
     Returns:
-        The groups in the order of the table, with `n` (finished runs) and each metric as text, in its `unit`:
+        The groups in the order of the table, with `n` (finished runs) and each metric as text, shares in %:
         "mean [low, high]".
 
     Example:
         >>> table = pd.DataFrame({"method": ["kd"] * 3, "test_accuracy": [0.70, 0.72, 0.71], "status": "finished"})
-        >>> summarise(table, ["method"], ["test_accuracy"])["test_accuracy (percentage points)"].item()
+        >>> summarise(table, ["method"], ["test_accuracy"])["test accuracy (%)"].item()
         '71.00 [68.52, 73.48]'
     """
     rows = []
@@ -74,7 +74,8 @@ def summarise(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) ->
             scale, name = unit(metric)
             values = runs[metric].dropna() * scale if metric in runs else pd.Series(dtype=float)
             mean, low, high = t_interval(values)
-            row[f"{metric} ({name})"] = "–" if not len(values) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+            heading = f"{metric.replace('_', ' ')} ({'%' if scale == 100 else name})"
+            row[heading] = "–" if not len(values) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
         rows.append(row)
     return pd.DataFrame(rows)
 

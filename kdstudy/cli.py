@@ -77,7 +77,7 @@ def run(
     failed = False
     for notebook, values in planned:
         folder = report.folder_name(values)
-        target = (out or project() / "reports") / notebook.stem[3:] / folder
+        target = (out or project() / "reports") / report.study_name(notebook) / folder
         failed |= not _run(notebook, values, target if not (out and len(planned) == 1) else out, timeout)
     sys.exit(1 if failed else 0)
 
@@ -85,7 +85,7 @@ def run(
 def _run(notebook: Path, values: dict[str, object], out: Path, timeout: float | None) -> bool:
     """Run one study and say how it ended; return whether it went well."""
     out.mkdir(parents=True, exist_ok=True)
-    click.echo(f"{notebook.stem[3:]}: running {notebook.name}")
+    click.echo(f"{report.study_name(notebook)}: running {notebook.name}")
     with _following(out / "progress.log"):
         manifest = report.run_study(notebook, values, out, timeout=timeout)
     for claim in manifest["claims"]:

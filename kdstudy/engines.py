@@ -11,6 +11,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
@@ -136,7 +137,8 @@ class Team:
         self.idle = [worker for worker in self.idle if worker.process.poll() is None]
         worker = self.idle.pop() if self.idle else Worker(self.root)
         self.busy[worker.connection] = worker, run
-        worker.connection.send(run)
+        with suppress(OSError):  # it may have died meanwhile: `events` says so
+            worker.connection.send(run)
         return True
 
     def events(self) -> Iterator[Event]:

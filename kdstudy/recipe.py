@@ -103,6 +103,6 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 @contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     """Draw torch's random numbers from one of a run's streams, and leave the global ones untouched."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(derive_seed(seed, *purpose))
         yield

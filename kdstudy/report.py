@@ -99,7 +99,17 @@ def notebooks_folder(folder: Path | None = None) -> Path:
 def studies(folder: Path | None = None) -> dict[str, Path]:
     """Return the studies by name, in order of their numbers: `notebooks/NN_NAME.ipynb`."""
     files = sorted(notebooks_folder(folder).glob("[0-9][0-9]_*.ipynb"))
-    return {file.stem[3:]: file for file in files}
+    return {study_name(file): file for file in files}
+
+
+def study_name(notebook: Path) -> str:
+    """Return the name of a notebook's study: the file's, without a number before it.
+
+    Example:
+        >>> study_name(Path("notebooks/01_capacity_gap.ipynb")), study_name(Path("mine.ipynb"))
+        ('capacity_gap', 'mine')
+    """
+    return re.sub(r"^\d\d_", "", notebook.stem)
 
 
 def _cells(notebook: Path) -> list[Any]:
@@ -212,12 +222,17 @@ def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: 
     Returns:
         The manifest, as it is written to `manifest.json`: its `outcome` is "finished" or "failed", and
         `error` says in one line what went wrong.
+
+    Raises:
+        KDStudyError: if the report would replace the study.
     """
     import papermill
 
     scale = _scale(values)
     out.mkdir(parents=True, exist_ok=True)
     executed = out / notebook.name
+    if executed.resolve() == notebook.resolve():
+        raise KDStudyError(f"{out} is where the study itself lies: write its report elsewhere")
     for stale in (executed, out / "report.html", out / "manifest.json"):
         stale.unlink(missing_ok=True)
     started, error = time.time(), ""
@@ -234,7 +249,7 @@ def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: 
     except Exception as reason:  # told in the manifest, whatever it is
         error = _one_line(reason)
     manifest = {
-        "study": notebook.stem[3:],
+        "study": study_name(notebook),
         "scale": scale,
         "parameters": {k: v for k, v in values.items() if k != "scale"},
         "outcome": "failed" if error else "finished",
@@ -296,11 +311,14 @@ def refresh(notebook: Path) -> None:
     write_atomically(notebook, lambda file: file.write_text(nbformat.writes(book)))
 
 
+_NOWHERE = dict.fromkeys(("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url"), "")
+
+
 def to_html(notebook: Path) -> str:
     """Return an executed notebook as one HTML page that needs nothing from elsewhere."""
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="")
+    exporter = HTMLExporter(embed_images=True, **_NOWHERE)
     page: str
     page, _ = exporter.from_filename(str(notebook))
     return page

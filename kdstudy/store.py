@@ -137,7 +137,7 @@ class Store:
             if time.monotonic() - saved > CHECKPOINT_SECONDS and not training.finished:
                 _checkpoint(training, folder / "checkpoint.safetensors")
                 saved = time.monotonic()
-        _finish(training, folder)
+        _finish(training, run, folder, taught_by)
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
@@ -183,7 +183,7 @@ def _checkpoint(training: Training, file: Path) -> None:
     write_atomically(file, lambda partial: save_file(training.state(), partial, metadata=said))
 
 
-def _finish(training: Training, folder: Path) -> None:
+def _finish(training: Training, run: Run, folder: Path, taught_by: list[Result]) -> None:
     """Evaluate a trained network and write what is stored of it; the result last, which makes it finished."""
     data, net = training.data, training.net
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
@@ -194,7 +194,7 @@ def _finish(training: Training, folder: Path) -> None:
         "epochs": training.epoch,
         **_quality(logits, labels),
         **_best(training, labels["test"]),
-        **_fidelity(training, logits),
+        **_fidelity(training, run, taught_by, logits),
         "parameters": nets.parameters(net),
         "flops": nets.flops(net, data.shape),
         "train_seconds": sum(record["seconds"] for record in training.history),
@@ -232,21 +232,24 @@ def _best(training: Training, labels: Tensor) -> dict[str, float]:
     }
 
 
-def _fidelity(training: Training, logits: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return how closely the student follows its teacher, on training and on test images without views.
-
-    The teacher is asked anew: what is stored of it may be of other images than the student's.
-    """
-    if not training.teachers:
+def _fidelity(training: Training, run: Run, taught_by: list[Result], logits: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return how closely the student follows its teacher, on training and on test images without views."""
+    if not taught_by:
         return {}
     said: dict[str, float] = {}
-    data = training.data
-    for split, images in (("train", data.train.images), ("test", data.test.images)):
-        asked = [predict(net, images, data, training.precision) for net in training.teachers]
-        teacher = average_logits(asked, training.average)
+    for split in ("train", "test"):
+        each = zip(taught_by, training.teachers, strict=True)
+        teacher = average_logits([_teacher(training, run, *one, split) for one in each], training.average)
         said[f"{split}_agreement"] = metrics.agreement(logits[split], teacher)
         said[f"{split}_kl"] = metrics.kl(logits[split], teacher)
     return said
+
+
+def _teacher(training: Training, run: Run, result: Result, net: nn.Module, split: str) -> Tensor:
+    """Return what is stored of a teacher if it is of the same images, else ask it."""
+    if result.run.data == run.data:
+        return result.logits(split)
+    return predict(net, getattr(training.data, split).images, training.data, training.precision)
 
 
 def _provenance(training: Training) -> dict[str, Any]:

@@ -40,11 +40,11 @@ def likely(tables, p):
 
 @pytest.mark.parametrize("margin", [0.0, 0.02])
 def test_without_an_effect_a_verdict_is_wrong_five_times_in_a_hundred(margin):
-    verdicts = [c.verdict for c in simulate(margin, 2000, margin=margin)]
+    verdicts = [c.verdict for c in simulate(margin, 600, margin=margin)]
     for wrong in ("supported", "contradicted"):
-        low, high = likely(2000, 0.025)
+        low, high = likely(600, 0.025)
         assert low <= verdicts.count(wrong) <= high
-    low, high = likely(2000, 0.95)
+    low, high = likely(600, 0.95)
     assert low <= verdicts.count("inconclusive") <= high
 
 
@@ -53,20 +53,20 @@ def test_an_effect_is_found_as_often_as_theory_says(effect, right):
     n, sigma = 5, 0.01 * np.sqrt(2)
     t, shift = stats.t.ppf(0.975, n - 1), abs(effect) / sigma * np.sqrt(n)
     power = stats.nct.sf(t, n - 1, shift)
-    verdicts = [c.verdict for c in simulate(effect, 1000, n)]
-    low, high = likely(1000, power)
+    verdicts = [c.verdict for c in simulate(effect, 400, n)]
+    low, high = likely(400, power)
     assert low <= verdicts.count(right) <= high
     assert verdicts.count("supported" if effect < 0 else "contradicted") <= 1
 
 
 def test_the_interval_covers_the_truth_95_times_in_a_hundred():
-    covered = [c.low <= 0.013 <= c.high for c in simulate(0.013, 2000, n=4)]
-    low, high = likely(2000, 0.95)
+    covered = [c.low <= 0.013 <= c.high for c in simulate(0.013, 600, n=4)]
+    low, high = likely(600, 0.95)
     assert low <= sum(covered) <= high
 
 
 def test_with_holm_a_study_without_effects_errs_once_in_twenty_studies():
-    studies, size = 400, 6
+    studies, size = 120, 6
     claims = list(simulate(0.0, studies * size))
     wrong = sum(
         any(verdict != "inconclusive" for verdict in Verdicts(claims[i : i + size]))
@@ -95,9 +95,9 @@ def test_p_and_interval_are_those_of_scipy(n):
 
 def test_pairs_are_made_by_seed_not_by_row():
     control = table([0.1, 0.5, 0.9], seeds=[0, 1, 2])
-    treatment = table([0.93, 0.11, 0.52], seeds=[2, 0, 1])
+    treatment = table([0.922, 0.118, 0.52], seeds=[2, 0, 1])
     made = claim(treatment, control)
-    assert sorted(made.differences) == pytest.approx([0.01, 0.02, 0.03])
+    assert made.differences == pytest.approx([0.018, 0.02, 0.022])
     assert made.verdict == "supported"
     by_row = stats.ttest_ind(treatment["test_accuracy"], control["test_accuracy"])
     assert by_row.pvalue > 0.9
@@ -259,5 +259,4 @@ def test_the_html_escapes_what_it_is_told():
 def test_the_sentence_says_effect_interval_and_n():
     made = claim(table([0.6, 0.8, 0.7]), table([0.5, 0.65, 0.55]))
     said = Verdicts([made]).sentence(0)
-    assert said.startswith("A beats B: **supported** (test_accuracy +0.133 [+0.0")
-    assert said.endswith(", n = 3)")
+    assert said == "A beats B: **supported** (+13.33 percentage points, 95 % interval +6.16 to +20.50, n = 3)"

@@ -256,8 +256,8 @@ def test_unknown_parameters_are_refused(name):
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
-    ("kd", {"temperature": -1}, "temperature = -1: must be a number between 0 and 1e"),
-    ("kd", {"temperature": 0.0}, "temperature = 0.0: must be a number between 0 and 1e"),
+    ("kd", {"temperature": -1}, "temperature = -1: must be a number greater than 0"),
+    ("kd", {"temperature": 0.0}, "temperature = 0.0: must be a number greater than 0"),
     ("kd", {"temperature": float("nan")}, "temperature = nan"),
     ("kd", {"temperature": float("inf")}, "temperature = inf"),
     ("kd", {"temperature": True}, "temperature = True: must be of type float"),

@@ -237,11 +237,6 @@ def started(monkeypatch):
     return made
 
 
-def gone(worker):
-    """Whether a process has ended and been waited for."""
-    return worker.process.returncode is not None and worker.connection.closed
-
-
 def test_workers_give_the_same_table_as_here(tmp_path, monkeypatch, started):
     runs = [STUDENT.but(seed=1), STUDENT, PLAIN, PLAIN.but(net=Net("resnet8", width=0))]
     tables = {}
@@ -252,42 +247,37 @@ def test_workers_give_the_same_table_as_here(tmp_path, monkeypatch, started):
     pd.testing.assert_frame_equal(tables["here"], tables["workers"], check_exact=True)
     assert tables["here"]["status"].tolist() == ["finished"] * 3 + ["failed"]
     assert len(started) == 2
-    assert all(map(gone, started))
+    assert [worker.process.returncode for worker in started] == [-signal.SIGTERM] * 2
     for run in (TEACHER, *runs[:3]):
         weights = [(tmp_path / engine / run.key / "weights.safetensors").read_bytes() for engine in tables]
         assert weights[0] == weights[1]
 
 
-def test_a_killed_worker_fails_its_run_alone(tmp_path, started):
+def test_a_killed_worker_fails_its_run_alone_and_all_are_gone_where_the_consumer_stops(tmp_path, started):
+    store = Store(tmp_path)
     victim = PLAIN.but(recipe=Recipe(epochs=5000, batch=16, precision="float32"))
-    others = [PLAIN.but(seed=seed) for seed in (1, 2)]
-    student = PLAIN.but(method="kd", teachers=(victim,))
+    student, other, unwanted = PLAIN.but(method="kd", teachers=(victim,)), PLAIN.but(seed=1), victim.but(seed=2)
     said, killed = {}, False
-    for event in workers([victim, student, *others], Store(tmp_path), 2):
+    events = workers([victim, student, other, unwanted], store, 1)
+    for event in events:
         if event.run == victim and event.record is not None and not killed:
             killed = True
             os.kill(started[0].process.pid, signal.SIGKILL)
+        if event.run == unwanted:
+            break
         if event.record is None:
             said[event.run] = event.error
+    events.close()
     assert said == {
         victim: "its process died (exit code -9): killed from outside, or out of memory",
         student: f"its teacher failed: {victim.label}",
-        others[0]: None,
-        others[1]: None,
+        other: None,
     }
-    assert all(map(gone, started[1:]))
-    assert started[0].process.returncode == -9
-    assert Store(tmp_path).find(others[1]) is not None
-
-
-def test_workers_are_gone_where_the_consumer_stops(tmp_path, started):
-    long = PLAIN.but(recipe=Recipe(epochs=5000, batch=16, precision="float32"))
-    events = workers([long], Store(tmp_path), 2)
-    assert next(events).record["epoch"] == 0
-    events.close()
-    assert len(started) == 1
-    assert all(map(gone, started))
-    filelock.FileLock(tmp_path / f"{long.key}.lock").acquire(timeout=0).lock.release()
+    assert store.find(other) is not None
+    assert [worker.process.returncode for worker in started] == [-signal.SIGKILL, -signal.SIGTERM]
+    assert started[1].connection.closed
+    for run in (victim, unwanted):  # no lock is left
+        filelock.FileLock(tmp_path / f"{run.key}.lock").acquire(timeout=0).lock.release()
 
 
 def test_a_worker_that_cannot_start_fails_its_run(tmp_path, monkeypatch):
@@ -382,6 +372,7 @@ def test_one_line_an_epoch_after_the_plan(log, capsys, own_methods):
     accuracy = r"validation accuracy \d+\.\d%"
     patterns = [
         rf"4 runs: 1 in the store, 3 to train, about {time}",
+        rf"1/3 runs, about {time} left; {re.escape(TEACHER.label)}: epoch 1/1, {accuracy}",
         rf"1/3 runs, about {time} left; {re.escape(student.label)}: epoch 1/2, {accuracy}",
         rf"2/3 runs, about {time} left; {re.escape(student.label)}: epoch 2/2, {accuracy}",
         rf"3/3 runs, about {time} left; .* breaks seed 0 failed: ZeroDivisionError: it was bound to happen",

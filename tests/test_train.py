@@ -331,6 +331,14 @@ def test_the_best_by_validation_is_kept_the_first_of_equals():
     assert not torch.equal(weights[-1]["stem.0.weight"], weights[best]["stem.0.weight"])
 
 
+def test_of_equally_good_epochs_the_first_is_kept():
+    with seeded(0):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    run = finish(Training(net, digits(), Hard(), recipe=but(epochs=3, learning_rate=1e-12), device=CPU))
+    assert len({record["validation_accuracy"] for record in run.history}) == 1
+    assert run.best[0] == 0
+
+
 # What goes wrong
 
 
@@ -342,17 +350,18 @@ class Spoilt(Method):
         self.value, self.at = value, at
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        factor = self.value if step.progress >= self.at - 1e-9 else 1.0
+        """Return "odd", spoilt from the step on, and "another", spoilt a step later (of 6 in all)."""
         hard = Hard()(step)["hard"]
-        return {"hard": hard, "odd": hard.detach() * factor}
+        odd, another = (self.value if step.progress > at - 0.01 else 1.0 for at in (self.at, self.at + 1 / 6))
+        return {"hard": hard, "another": hard.detach() * another, "odd": hard.detach() * odd}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_term_that_is_not_finite_stops_training_and_is_named(value):
-    run = Training(network(), digits(), Spoilt(value, at=5 / 6), recipe=SHORT, device=CPU)
+    run = Training(network(), digits(), Spoilt(value, at=4 / 6), recipe=SHORT, device=CPU)
     epochs = run.epochs()
     assert math.isfinite(next(epochs)["loss_odd"])
-    with pytest.raises(KDStudyError, match=f"diverged in epoch 1, step 2: the term 'odd' is {value}; try a lower"):
+    with pytest.raises(KDStudyError, match=f"diverged in epoch 1, step 1: the term 'odd' is {value}; try a lower"):
         next(epochs)
     assert len(run.history) == 1
 
