@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import kdstudy.methods  # noqa: F401  (entering the methods in the registry)
 from kdstudy import nets
@@ -18,10 +17,8 @@ from kdstudy.nets import NETWORKS
 from kdstudy.recipe import Recipe, seeded
 from kdstudy.replay import Average
 from kdstudy.schedules import Schedule
+from kdstudy.store import Result, Store, canonical
 from kdstudy.train import check_teachers
-
-if TYPE_CHECKING:
-    from kdstudy.store import Result
 
 LOOP_VERSION = 1  # raised whenever the loop changes results
 
@@ -200,8 +197,6 @@ class Run:
 
     def result(self) -> Result:
         """Return the finished run, training it (and its teachers) first if it is not in the store."""
-        from kdstudy.store import Store  # the one way from a value to its result
-
         return Store().train(self)
 
 
@@ -209,16 +204,3 @@ def _recipe_spec(recipe: Recipe) -> dict[str, Any]:
     default = Recipe()
     said = {k: v for k, v in vars(recipe).items() if v != getattr(default, k)}
     return {k: v.spec() if isinstance(v, Schedule) else v for k, v in said.items()}
-
-
-def canonical(spec: Any) -> str:
-    """Return JSON with one spelling for one meaning: sorted keys, no spaces, 4.0 as 4."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        return int(value) if isinstance(value, float) and value.is_integer() else value
-
-    return json.dumps(plain(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import pandas as pd
@@ -25,10 +25,25 @@ from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.places import runs_root, write_atomically
 from kdstudy.replay import average_logits
-from kdstudy.runs import Run, canonical
 from kdstudy.train import Training, predict
 
+if TYPE_CHECKING:
+    from kdstudy.runs import Run
+
 CHECKPOINT_SECONDS = 30.0
+
+
+def canonical(spec: Any) -> str:
+    """Return JSON with one spelling for one meaning: sorted keys, no spaces, 4.0 as 4."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return json.dumps(plain(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,8 +93,8 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     Example:
         >>> from kdstudy import Recipe
         >>> run = Run("resnet8", data="digits", recipe=Recipe(epochs=1, batch=128), seed=1)
-        >>> study([run])[["net", "method", "seed", "status"]].iloc[0].tolist()
-        ['resnet8', 'scratch', 1, 'finished']
+        >>> study([run])[["net", "method", "status"]].iloc[0].tolist()
+        ['resnet8', 'scratch', 'finished']
     """
     runs, store = list(runs), store or Store()
     ordered = in_order(runs)

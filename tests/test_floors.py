@@ -24,7 +24,7 @@ FLOORS = """
     | method
     | methods.* methods
     | replay recipe train
-    | runs store engines progress study
+    | store runs engines progress study
     | claims plots report bench
     | __init__ cli __main__
 """
@@ -71,9 +71,15 @@ def trespasses(module: str, source: str, package: bool, known: Iterable[str]) ->
     """The imports of `module` that do not come from below or from its left."""
     own = place(module)
     assert own is not None
-    nodes = ast.walk(ast.parse(source))
+    nodes = ast.walk(_at_run_time(ast.parse(source)))
     read = {name for node in nodes for name in targets(node, module, package, known)} - {module}
     return sorted(name for name in read if (there := place(name)) is None or there >= own)
+
+
+def _at_run_time(tree: ast.Module) -> ast.Module:
+    """The module without what it imports for its annotations alone."""
+    body = [node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")]
+    return ast.Module(body, [])
 
 
 def names_in(source: str) -> set[str]:
