@@ -87,7 +87,7 @@ class Recorder:
 
     def __init__(self, teacher: nn.Module, data: Dataset, precision: Precision, folder: Path | None = None) -> None:
         self.teacher, self.data, self.precision = teacher, data, precision
-        views = "_".join(f"{name}{int(value)}" for name, value in vars(data.views).items())
+        views = "_".join(f"{name}{value:g}" for name, value in vars(data.views).items())
         self.folder = folder and folder / f"{data.fingerprint}_{views}_{precision}"
         self._epoch: tuple[int, Tensor] | None = None
 

@@ -299,14 +299,13 @@ def refresh(notebook: Path) -> None:
     """
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
 
     book = nbformat.read(notebook, 4)
     try:
         client = NotebookClient(book, timeout=TIMEOUTS["quick"], record_timing=False, **QUIET)
         client.execute(cwd=str(notebook.parent))
-    except CellExecutionError as error:
-        raise KDStudyError(f"{notebook}: {_one_line(error)}") from None
+    except Exception as reason:
+        raise KDStudyError(f"{notebook}: {_one_line(reason)}") from None
     book.metadata["kdstudy"] = {"outputs_of": source_digest(notebook)}
     write_atomically(notebook, lambda file: file.write_text(nbformat.writes(book)))
 

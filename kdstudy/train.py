@@ -120,7 +120,6 @@ class Training:
             nesterov=self.recipe.nesterov,
             weight_decay=self.recipe.weight_decay,
         )
-        self.one_hot = torch.eye(data.num_classes, device=self.device)
         self.history: list[dict[str, Any]] = []
         self.predictions: list[Tensor] = []
         self.best: tuple[int, dict[str, Tensor]] = (0, {})
@@ -167,7 +166,7 @@ class Training:
             step = Step(
                 x=x,
                 y=y,
-                target=self.one_hot[y],
+                target=data.target(rows, epoch),
                 index=rows,
                 progress=progress,
                 student=Outputs(partial(outputs, self.student, x)),

@@ -105,7 +105,8 @@ def test_another_view_seed_other_views_or_other_data_are_other_recordings(kept, 
     teacher, rows = network(), shuffled(100)
     fewer = Data("digits", subset=200, views=digits().views).load()
     before = None
-    for data in (digits(), digits(seed=1), digits(crop=2), fewer):
+    mixed = [Data("digits", subset=N, views=Views(crop=2, flip=True, mixup=a)).load() for a in (0.3, 0.6)]
+    for data in (digits(), digits(seed=1), digits(crop=2), *mixed, fewer):
         for _ in range(2):  # computed, then read
             served = Recorder(teacher, data, "float32", folder).logits(1)
             known = rows[rows < len(data.train)]
@@ -113,7 +114,7 @@ def test_another_view_seed_other_views_or_other_data_are_other_recordings(kept, 
         if before is not None:
             assert (served[known] - before[known]).abs().max() > FAR
         before = served
-    assert len(files(tmp_path)) == (4 if kept else 0)
+    assert len(files(tmp_path)) == (6 if kept else 0)
 
 
 def test_another_teacher_has_another_folder_and_is_served_its_own(tmp_path):

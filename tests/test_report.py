@@ -309,6 +309,21 @@ def test_a_study_whose_kernel_dies_has_failed(tmp_path):
     assert "before" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_nothing_stale_survives_a_study_that_could_not_even_start(notebook, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise OSError("no kernel\nand more")
+
+    monkeypatch.setattr("papermill.execute_notebook", fails)
+    out = tmp_path / "out"
+    out.mkdir()
+    for stale in ("report.html", "manifest.json", notebook.name):
+        (out / stale).write_text("from an earlier run")
+    said = run_study(notebook, {}, out)
+    assert (said["outcome"], said["error"], said["claims"]) == ("failed", "OSError: no kernel", [])
+    assert [file.name for file in out.iterdir()] == ["manifest.json"]
+    assert json.loads((out / "manifest.json").read_text()) == said
+
+
 def test_a_report_does_not_replace_its_study(notebook):
     with pytest.raises(KDStudyError, match="is where the study itself lies: write its report elsewhere"):
         run_study(notebook, {}, notebook.parent)

@@ -97,7 +97,7 @@ def test_a_thread_that_wants_the_same_run_waits_for_the_first(trained, monkeypat
         if not others:
             others.append(threading.Thread(target=second))
             others[0].start()
-            assert waits.wait(60), "the second did not ask for the lock"
+            assert waits.wait(20), "the second did not ask for the lock"
         return counting(self)
 
     results = []

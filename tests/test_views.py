@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare, kstest
+from scipy.stats import beta, chisquare, kstest
 
 from kdstudy.data import Data, Views, load
 from kdstudy.data.views import random_below, random_bits
@@ -113,6 +113,31 @@ def test_epochs_seeds_and_samples_differ():
         Views(crop=3, flip=True, seed=1)(images, sample, 0),
     ):
         assert (other[0] != seen).flatten(1).any(1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [17, 3, 99]])
+def test_mixup_mixes_views_and_targets_with_a_partner(rows):
+    plain = load("digits", subset=100, views=Views(crop=1, seed=3))
+    mixed = load("digits", subset=100, views=Views(crop=1, mixup=0.4, seed=3))
+    views, targets = mixed.view(torch.tensor(rows), 5), mixed.target(torch.tensor(rows), 5)
+    for row, view, target in zip(rows, views, targets, strict=True):
+        sample = int(mixed.train.index[row])
+        partner = below(100, 3, 5, sample, 5)
+        share = beta.ppf((below(4096, 3, 5, sample, 6) + 0.5) / 4096, 0.4, 0.4)
+        both = plain.view(torch.tensor([row, partner]), 5)
+        torch.testing.assert_close(view, (share * both[0] + (1 - share) * both[1]).float())
+        expected = torch.zeros(10)
+        expected[plain.train.labels[row]] += share
+        expected[plain.train.labels[partner]] += 1 - share
+        torch.testing.assert_close(target, expected)
+
+
+def test_mixup_shares_follow_the_beta_distribution_and_no_mixup_leaves_one_hot_targets():
+    _, share = Views(mixup=0.7).partner(torch.arange(20_000), 0, 50)
+    assert kstest(share.numpy(), beta(0.7, 0.7).cdf).pvalue > 0.001
+    data = load("digits", subset=50)
+    assert torch.equal(data.target(torch.arange(50), 0).argmax(1), data.train.labels)
+    assert set(data.target(torch.arange(50), 0).flatten().tolist()) == {0.0, 1.0}
 
 
 def test_cutout_is_the_mean_colour():

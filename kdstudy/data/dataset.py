@@ -133,9 +133,33 @@ class Dataset:
         Returns:
             float32 (B, C, H, W), normalised, channels last in memory.
         """
+        x = self._unmixed(rows, epoch)
+        if not self.views.mixup:
+            return x
+        partner, share = self._partner(rows, epoch)
+        share = share[:, None, None, None]  # (B, 1, 1, 1)
+        return share * x + (1 - share) * self._unmixed(partner, epoch)
+
+    def target(self, rows: Tensor, epoch: int) -> Tensor:
+        """Return what the labels say of the views of some rows: probabilities (B, classes)."""
+        said = self.one_hot[self.train.labels[rows]]
+        if not self.views.mixup:
+            return said
+        partner, share = self._partner(rows, epoch)
+        return share[:, None] * said + (1 - share[:, None]) * self.one_hot[self.train.labels[partner]]
+
+    @functools.cached_property
+    def one_hot(self) -> Tensor:
+        """Each class as a target (classes, classes)."""
+        return torch.eye(self.num_classes, device=self.mean.device)
+
+    def _unmixed(self, rows: Tensor, epoch: int) -> Tensor:
         images, hole = self.views(self.train.images[rows], self.train.index[rows], epoch)
         x = self.clean(images)
         return x.masked_fill(hole[:, None], 0.0) if self.views.cutout else x
+
+    def _partner(self, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        return self.views.partner(self.train.index[rows], epoch, len(self.train))
 
 
 class Data:

@@ -6,15 +6,19 @@ is asked for, on the batch it is part of, or on which other samples there are.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
 from kdstudy.errors import KDStudyError, check_number
 
 _MASK = 0xFFFFFFFF
-_TOP, _LEFT, _FLIP, _HOLE_Y, _HOLE_X = range(5)  # one stream of random numbers each
+_QUANTILES = 4096
+_TOP, _LEFT, _FLIP, _HOLE_Y, _HOLE_X, _PARTNER, _SHARE = range(7)  # one stream of random numbers each
 
 
 def _scramble(x: Tensor) -> Tensor:
@@ -51,6 +55,13 @@ def random_below(n: int, seed: int, epoch: int, sample: Tensor, stream: int) -> 
     return (random_bits(seed, epoch, sample, stream) * n) >> 32
 
 
+@functools.lru_cache(maxsize=8)
+def _beta_quantiles(a: float, device: torch.device) -> Tensor:
+    """Return evenly spaced quantiles of Beta(a, a), so that drawing one needs no generator."""
+    middle = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    return torch.from_numpy(special.betaincinv(a, a, middle)).float().to(device)
+
+
 @dataclass(frozen=True)
 class Views:
     """Which random changes a training image undergoes in each epoch.
@@ -61,6 +72,8 @@ class Views:
         flip: whether an image is mirrored left to right with probability 1/2.
         cutout: side in pixels of a square that is set to the mean colour, centred anywhere on the image;
             0 sets none.
+        mixup: a of mixup (Zhang et al. 2018): a view and its label are mixed with those of a partner among
+            the training images, in shares λ and 1 − λ, λ ~ Beta(a, a); 0 mixes none.
         seed: the view seed, apart from the run's seed, so that students of different seeds see the same
             views and a teacher's outputs on them can be shared.
 
@@ -71,11 +84,13 @@ class Views:
     crop: int = 0
     flip: bool = False
     cutout: int = 0
+    mixup: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("crop", "cutout", "seed"):
             check_number(f"views: {name}", getattr(self, name), low=0, high=2**31, whole=True)
+        check_number("views: mixup", self.mixup, low=0, high=100)
         if not isinstance(self.flip, bool):
             raise KDStudyError(f"views: flip = {self.flip!r}: must be True or False")
 
@@ -102,6 +117,21 @@ class Views:
             xs = xs + random_below(reach, self.seed, epoch, sample, _LEFT)[:, None] - self.crop
         views = _window(images, ys, xs) if self.flip or self.crop else images
         return views, self._hole(sample, epoch, h, w)
+
+    def partner(self, sample: Tensor, epoch: int, n: int) -> tuple[Tensor, Tensor]:
+        """Return with which of n training images, and in which share, some samples are mixed in an epoch.
+
+        Args:
+            sample: the samples' numbers in their data set (B,), int64.
+            epoch: the epoch, from 0.
+            n: how many training images there are.
+
+        Returns:
+            The partners' rows in the training set (B,), int64, and the samples' own shares λ (B,), in [0, 1].
+        """
+        rows = random_below(n, self.seed, epoch, sample, _PARTNER)
+        quantile = random_below(_QUANTILES, self.seed, epoch, sample, _SHARE)
+        return rows, _beta_quantiles(self.mixup, sample.device)[quantile]
 
     def _hole(self, sample: Tensor, epoch: int, h: int, w: int) -> Tensor:
         """Return the mask of the pixels that cutout removes (B, H, W)."""
