@@ -50,10 +50,20 @@ def execute(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
     Raises:
         KDStudyError: if `KDSTUDY_ENGINE` names an engine that there is not.
     """
+    number = side_by_side(runs)
+    return workers(runs, store, number) if number else here(runs, store)
+
+
+def side_by_side(runs: Sequence[Run]) -> int:
+    """Return in how many worker processes these runs would be trained; 0 if in this process.
+
+    Raises:
+        KDStudyError: if `KDSTUDY_ENGINE` names an engine that there is not.
+    """
     name = os.environ.get("KDSTUDY_ENGINE") or _choose(runs)
     if name not in ("here", "workers"):
         raise unknown("engine", name, ("here", "workers"))
-    return here(runs, store) if name == "here" else workers(runs, store, torch.get_num_threads())
+    return torch.get_num_threads() if name == "workers" else 0
 
 
 def _choose(runs: Sequence[Run]) -> str:

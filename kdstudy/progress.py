@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from kdstudy.data import Dataset
+from kdstudy.engines import side_by_side
 from kdstudy.method import Hard
 from kdstudy.runs import Run
 from kdstudy.train import Training
@@ -21,7 +23,7 @@ _rates: dict[tuple[Any, ...], float] = {}
 
 
 def seconds_an_image(run: Run, data: Dataset) -> float:
-    """Measure how long one image of one epoch takes a run's network, in seconds: two steps, once a process."""
+    """Measure how long one image of one epoch takes a run's network, in seconds: a few steps, once a process."""
     known = (run.net, data.shape, run.recipe.batch, run.recipe.precision)
     if known not in _rates:
         recipe = dataclasses.replace(run.recipe, epochs=1, stop=None)
@@ -29,7 +31,7 @@ def seconds_an_image(run: Run, data: Dataset) -> float:
         order = training.order(0)
         training.order = lambda epoch: order[:1]  # type: ignore[method-assign]
         training.train_epoch()
-        training.order = lambda epoch: order[1:3] or order[:1]  # type: ignore[method-assign]
+        training.order = lambda epoch: order[1:9] or order[:1]  # type: ignore[method-assign]
         started = time.perf_counter()
         training.train_epoch()
         images = sum(len(rows) for rows in training.order(0))
@@ -38,13 +40,17 @@ def seconds_an_image(run: Run, data: Dataset) -> float:
 
 
 def estimate(runs: Iterable[Run]) -> dict[str, float]:
-    """Estimate how long each run takes here, in seconds by key, from measured rates.
+    """Estimate how much each run adds to the time all take here, in seconds by key, from measured rates.
 
     A forward pass is taken to cost a third of a training step; what a teacher says of an epoch is counted
     for the first of its students alone. What cannot be measured counts nothing: it fails when it is trained.
     """
+    runs = list(runs)
+    number, threads = side_by_side(runs), torch.get_num_threads()
     recorded: set[tuple[str, int]] = set()
     seconds = {}
+    if number:
+        torch.set_num_threads(1)
     for run in runs:
         data = run.data.load()
         n, epochs = len(data.train), run.recipe.last_epoch
@@ -53,7 +59,9 @@ def estimate(runs: Iterable[Run]) -> dict[str, float]:
             if (teacher.key, epochs) not in recorded:
                 recorded.add((teacher.key, epochs))
                 seconds[run.key] += _rate(teacher, data) * epochs * n / 3
-    return seconds
+    if number:
+        torch.set_num_threads(threads)
+    return {key: value / max(number, 1) for key, value in seconds.items()}
 
 
 def _rate(run: Run, data: Dataset) -> float:

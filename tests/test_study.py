@@ -243,6 +243,7 @@ def test_workers_give_the_same_table_as_here(tmp_path, monkeypatch, started):
     for engine in ("here", "workers"):
         monkeypatch.setenv("KDSTUDY_ENGINE", engine)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as many workers; each has a thread of its own
+        monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # and this process keeps its one
         tables[engine] = study(runs, store=Store(tmp_path / engine)).drop(columns="train_seconds")
     pd.testing.assert_frame_equal(tables["here"], tables["workers"], check_exact=True)
     assert tables["here"]["status"].tolist() == ["finished"] * 3 + ["failed"]

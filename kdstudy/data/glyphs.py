@@ -38,7 +38,7 @@ _FACE, _TURN, _SCALE, _SHEAR, _RIGHT, _DOWN, _BLUR, _PAPER, _CONTRAST, _POLARITY
 
 
 @DATASETS.register("glyphs")
-def glyphs(size: int = 16, train: int = 8000, test: int = 2000, difficulty: float = 0.5, seed: int = 0) -> Source:
+def glyphs(size: int = 16, train: int = 8000, test: int = 2000, difficulty: float = 0.3, seed: int = 0) -> Source:
     """Printed characters 0-9A-Za-z in 21 typefaces, distorted and noisy, greyscale, drawn when asked for.
 
     Image i of a part depends on the other arguments and on i alone: asking for more images keeps the first.
