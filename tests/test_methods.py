@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_same, copied, finish, timeless
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -45,26 +46,6 @@ def training(method: str | Method, recipe: Recipe = TWO, teachers: Sequence[nn.M
     if teachers is None:
         teachers = [network("teacher", width=6)] if made.needs else []
     return Training(network(), digits(), made, teachers=teachers, recipe=recipe, device=torch.device("cpu"))
-
-
-def finish(run: Training) -> Training:
-    for _ in run.epochs():
-        pass
-    return run
-
-
-def copied(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert set(one) == set(other)
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-
-
-def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
 
 
 class Watched(Method):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_same, copied, finish, timeless
 from torch import Tensor, nn
 
 from kdstudy import metrics, recipe
@@ -38,26 +39,6 @@ def network(stream: str = "student", width: int = 4) -> Staged:
 
 def but(**changes: Any) -> Recipe:
     return Recipe(**{**vars(SHORT), **changes})
-
-
-def finish(run: Training) -> Training:
-    for _ in run.epochs():
-        pass
-    return run
-
-
-def copied(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert set(one) == set(other)
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-
-
-def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
 
 
 # Recipes
