@@ -69,7 +69,8 @@ def summarise(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) ->
     """
     rows = []
     for names, runs in table.groupby(list(by), sort=False, dropna=False):
-        row: dict[str, object] = dict(zip(by, names, strict=True)) | {"n": int((runs["status"] == "finished").sum())}
+        row: dict[str, object] = dict(zip([name.replace("_", " ") for name in by], names, strict=True))
+        row |= {"n": int((runs["status"] == "finished").sum())}
         for metric in metrics:
             scale, name = unit(metric)
             values = runs[metric].dropna() * scale if metric in runs else pd.Series(dtype=float)
@@ -158,8 +159,8 @@ class Claim:
         if len(x) < 2:
             return 1.0
         least = 1e-12 * max(1.0, float(np.abs(x).max()))
-        if np.ptp(x) < least:  # t is 0/0 or infinite
-            return 1.0 if abs(x[0] - self.margin) < least else 0.0
+        if np.ptp(x) < least:  # t is 0/0 or infinite; two coarse values are often equal by chance
+            return 1.0 if len(x) < 3 or abs(x[0] - self.margin) < least else 0.0
         return float(stats.ttest_1samp(x, self.margin).pvalue)
 
     @property
@@ -222,7 +223,7 @@ class Verdicts:
         numbers = "not measured"
         if claim.n > 1:
             effect, low, high = (scale * value for value in (claim.effect, claim.low, claim.high))
-            numbers = f"{effect:+.2f} {name}, 95 % interval {low:+.2f} to {high:+.2f}"
+            numbers = f"{effect:+.2f} {name}, 95 % interval {low:+.2f} to {high:+.2f}, p (Holm) {self.p[number]:.2g}"
         return f"{claim.statement}: **{self[number]}** ({numbers}, n = {claim.n})"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def name_places(axes: Axes, places: Mapping[float, str]) -> None:
     """Write names along the top of a plot, each above its place on the x axis; close ones share a label."""
     for place in places:
         axes.axvline(place, color="0.85", linewidth=0.8, zorder=0)
-    near = 0.04 * (axes.get_xlim()[1] - axes.get_xlim()[0])
+    near = 0.025 * (axes.get_xlim()[1] - axes.get_xlim()[0])
     joined: dict[float, str] = {}
     for place in sorted(places):
         last = next(reversed(joined), None)
@@ -173,7 +173,11 @@ def effects(verdicts: Verdicts) -> Figure:
     for axes, panel, name in zip(grid[:, 0], panels, units, strict=True):
         _effects(axes, panel)
         axes.set_xlabel(f"effect ({name}); dotted: what it has to exceed")
-    drawn.suptitle("The effect of each claim, paired by seed, with its 95 % t-interval", fontweight="bold")
+    drawn.suptitle(
+        "The effect of each claim, paired by seed, with its 95 % t-interval\n"
+        "(verdicts after Holm's correction for all of them)",
+        fontweight="bold",
+    )
     return drawn
 
 

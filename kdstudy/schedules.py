@@ -89,6 +89,28 @@ def until(end: float, weight: float = 1.0, after: float = 0.0) -> Schedule:
     return Schedule("until", (end, weight, after))
 
 
+def linear(first: float, last: float = 0.0) -> Schedule:
+    """Return the straight line from `first` at the start to `last` at the end: f(p) = first + p (last − first).
+
+    Args:
+        first: the value at progress 0.
+        last: the value at progress 1.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        KDStudyError: if a value is not a number.
+
+    Example:
+        >>> linear(0.8, 0.4)(0.5)
+        0.6000000000000001
+    """
+    check_number("first", first)
+    check_number("last", last)
+    return Schedule("linear", (first, last))
+
+
 def cosine(warmup: float = 0.0) -> Schedule:
     """Return half a cosine from 1 to 0, after a linear rise from 0 over the first `warmup` of training.
 
@@ -141,6 +163,7 @@ def _cosine(progress: float, warmup: float) -> float:
 _FORMULAS: dict[str, Callable[..., float]] = {
     "constant": lambda progress, weight: weight,
     "until": lambda progress, end, weight, after: weight if progress < end else after,
+    "linear": lambda progress, first, last: first + progress * (last - first),
     "cosine": _cosine,
     "steps": lambda progress, at, factor: factor ** sum(progress >= point for point in at),
 }

@@ -155,6 +155,10 @@ def test_without_variance_the_verdict_is_that_of_the_number(difference, margin, 
     assert made.low == pytest.approx(made.high)
 
 
+def test_two_equal_differences_are_no_measure_of_spread():
+    assert claim(table([0.62, 0.72]), table([0.50, 0.60])).verdict == "inconclusive"
+
+
 def test_differences_that_rounding_alone_makes_count_as_equal():
     control = np.array([0.1, 0.2, 0.3, 0.7])
     for scale in (1, 1e6):
