@@ -263,4 +263,7 @@ def test_the_html_escapes_what_it_is_told():
 def test_the_sentence_says_effect_interval_and_n():
     made = claim(table([0.6, 0.8, 0.7]), table([0.5, 0.65, 0.55]))
     said = Verdicts([made]).sentence(0)
-    assert said == "A beats B: **supported** (+13.33 percentage points, 95 % interval +6.16 to +20.50, n = 3)"
+    assert (
+        said
+        == "A beats B: **supported** (+13.33 percentage points, 95 % interval +6.16 to +20.50, p (Holm) 0.015, n = 3)"
+    )

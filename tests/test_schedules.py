@@ -10,7 +10,7 @@ import torch
 
 from kdstudy.errors import KDStudyError
 from kdstudy.recipe import Recipe
-from kdstudy.schedules import Schedule, constant, cosine, schedule, steps, until
+from kdstudy.schedules import Schedule, constant, cosine, linear, schedule, steps, until
 
 EVERY = [
     constant(),
@@ -18,6 +18,8 @@ EVERY = [
     until(0.5),
     until(0.25, 0.9, 0.1),
     cosine(),
+    linear(0.9),
+    linear(0.2, 0.8),
     cosine(0.1),
     steps((0.5,)),
     steps((0.625, 0.75, 0.875), 0.2),
@@ -102,3 +104,10 @@ def test_a_recipe_takes_schedules_only():
     assert isinstance(Recipe().schedule, Schedule)
     with pytest.raises(KDStudyError, match=r"must be made by kdstudy\.schedules"):
         Recipe(schedule=lambda progress: 1.0)
+
+
+def test_linear_goes_straight_from_first_to_last():
+    made = linear(0.2, 0.8)
+    assert [made(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.2, 0.35, 0.8])
+    with pytest.raises(KDStudyError, match="last = 'x'"):
+        linear(1.0, "x")
