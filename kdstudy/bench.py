@@ -116,24 +116,37 @@ def ours(training: Training, *, record: bool) -> Callable[[], int]:
     return epoch
 
 
+@torch.no_grad()
+def settle(net: nn.Module, data: Dataset) -> nn.Module:
+    """Give an untrained network's batch norms the statistics of some images, else its outputs overflow."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the average of what is seen
+    net.train()(data.clean(data.train.images[:64]))
+    return net.eval()
+
+
 def rows(pair: tuple[str, str], data: Dataset, batch: int) -> dict[str, Callable[[], int]]:
     """Return an epoch of each row of the table for one pair of networks."""
     device = default_device()
 
     def net(name: str) -> nn.Module:
-        return nets.create(name, num_classes=data.num_classes).to(device).to(memory_format=torch.channels_last)
+        return nets.create(name, num_classes=data.num_classes)
+
+    def last(made: nn.Module) -> nn.Module:
+        return made.to(device).to(memory_format=torch.channels_last)
 
     def kd(live: bool) -> Callable[[], int]:
         recipe = Recipe(batch=batch, live=live)
-        training = Training(net(pair[1]), data, METHODS.make("kd"), teachers=[net(pair[0])], recipe=recipe)
+        teacher = settle(net(pair[0]), data)
+        training = Training(net(pair[1]), data, METHODS.make("kd"), teachers=[teacher], recipe=recipe)
         return ours(training, record=not live)
 
-    plain = [nets.create(name, num_classes=data.num_classes).to(device) for name in pair]
     return {
-        "textbook": textbook(plain[0].eval(), plain[1], data, batch),
+        "textbook": textbook(settle(net(pair[0]), data).to(device), net(pair[1]).to(device), data, batch),
         "live": kd(live=True),
         "replayed": kd(live=False),
-        "bare student": bare(net(pair[1]), data, batch, Recipe()),
+        "bare student": bare(last(net(pair[1])), data, batch, Recipe()),
     }
 
 
