@@ -265,7 +265,7 @@ def _load(data: Data) -> Dataset:
             raise KDStudyError(f"subset = {data.subset}: {data.name} has {len(train)} training images")
         train = train.pick(stratified_order(train.labels)[: data.subset].sort().values)
     test = Split(source.test_images, source.test_labels, torch.arange(len(source.test_labels)))
-    pixels = train.images.float().flatten(0, 2) / 255  # (N·H·W, C)
+    mean, std = colour(train.images)
     return Dataset(
         name=data.name,
         classes=source.classes,
@@ -273,10 +273,32 @@ def _load(data: Data) -> Dataset:
         validation=validation,
         test=test,
         views=source.views if data.views is None else data.views,
-        mean=pixels.mean(0),
-        std=pixels.std(0).clamp_min(1e-3),
+        mean=mean,
+        std=std,
         fingerprint=_digest(train, validation, test),
     )
+
+
+def colour(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation of each channel, at least 0.001, from exact counts of levels.
+
+    Args:
+        images: uint8 (N, H, W, C).
+
+    Returns:
+        Two float32 tensors (C,), in [0, 1]; the same bits whatever the number of threads.
+
+    Example:
+        >>> mean, std = colour(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
+        >>> mean.item(), round(std.item(), 4)
+        (0.5, 0.7071)
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in images.unbind(-1)])  # (C, 256)
+    n = counts.sum(1)
+    mean = (counts * levels).sum(1) / n
+    variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / (n - 1).clamp_min(1)
+    return mean.float(), variance.sqrt().clamp_min(1e-3).float()
 
 
 def stratified_order(labels: Tensor) -> Tensor:
