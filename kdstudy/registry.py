@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import inspect
-import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from kdstudy.errors import KDStudyError, check_arguments, unknown
+from kdstudy.source import origin, source_hash
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,12 +21,17 @@ class Entry:
         name: the name it is registered by.
         factory: the callable that makes the thing.
         version: what identifies its behaviour: a number raised by hand for what ships with kdstudy,
-            a hash of the normalised source for what a user registers.
+            a hash of the source, as it is now, for what a user registers (see `source_hash`).
     """
 
     name: str
     factory: Callable[..., Any]
     version: int | str
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it comes with kdstudy, so that every process knows it."""
+        return isinstance(self.version, int)
 
     @property
     def summary(self) -> str:
@@ -72,13 +75,17 @@ class Registry(dict[str, Entry]):
 
         def enter(factory: F) -> F:
             before = self.get(name)
-            if before is not None and _origin(before.factory) != _origin(factory):
-                raise KDStudyError(f"{self.kind} {name!r} is registered already, by {_origin(before.factory)}")
+            if before is not None and origin(before.factory) != origin(factory):
+                raise KDStudyError(f"{self.kind} {name!r} is registered already, by {origin(before.factory)}")
             shipped = factory.__module__.startswith("kdstudy.")
             self[name] = Entry(name, factory, version if shipped else source_hash(factory))
             return factory
 
         return enter
+
+    def __getitem__(self, name: str) -> Entry:
+        entry = super().__getitem__(name)
+        return entry if entry.shipped else replace(entry, version=source_hash(entry.factory))
 
     def __missing__(self, name: str) -> Entry:
         raise unknown(self.kind, name, self)
@@ -92,26 +99,3 @@ class Registry(dict[str, Entry]):
     def make(self, name: str, *positional: Any, **args: Any) -> Any:
         """Call the factory called `name`."""
         return self.check(name, args).factory(*positional, **args)
-
-
-def _origin(factory: Callable[..., Any]) -> str:
-    return f"{factory.__module__}.{factory.__qualname__}"
-
-
-def source_hash(thing: Callable[..., Any]) -> str:
-    """Return a hash of a definition's code that comments, blank lines and layout do not change.
-
-    Args:
-        thing: a function defined in a file or a notebook cell, or a class in a file.
-
-    Returns:
-        The first 16 hexadecimal digits of a SHA-256.
-
-    Raises:
-        KDStudyError: if its source cannot be read, as for code typed into a bare interpreter.
-    """
-    try:
-        source = textwrap.dedent(inspect.getsource(thing))
-    except (OSError, TypeError):
-        raise KDStudyError(f"{_origin(thing)}: define it as a function in a file or a notebook cell") from None
-    return hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest()[:16]

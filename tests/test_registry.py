@@ -17,7 +17,8 @@ from kdstudy.data.dataset import DATASETS
 from kdstudy.errors import KDStudyError, check_arguments, check_number, unknown
 from kdstudy.method import METHODS, Hard
 from kdstudy.nets import NETWORKS
-from kdstudy.registry import Entry, Registry, source_hash
+from kdstudy.registry import Entry, Registry
+from kdstudy.source import source_hash
 
 BUILT_IN = {"method": METHODS, "network": NETWORKS, "data set": DATASETS}
 
@@ -156,7 +157,7 @@ def test_code_without_a_source_is_refused():
     """A hash of byte code would leave out the names it uses, and hold memory addresses."""
     space: dict[str, Any] = {"__name__": "typed_in"}
     exec("def area(side):\n    return side\n", space)
-    with pytest.raises(KDStudyError, match=r"typed_in\.area: define it as a function in a file or a notebook cell"):
+    with pytest.raises(KDStudyError, match=r"typed_in\.area: its source cannot be read; define it in a file"):
         Registry("shape").register("area")(space["area"])
 
 
