@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import html
-import os
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from kdstudy.data import Dataset
+from kdstudy.display import Display
 from kdstudy.engines import side_by_side
 from kdstudy.method import Hard
 from kdstudy.runs import Run
@@ -105,7 +102,7 @@ class Progress:
         self.started = time.monotonic()
         about = f", about {seconds_text(self.whole)}" if missing else ""
         self.plan = f"{total} runs: {total - len(missing)} in the store, {len(missing)} to train"
-        self.display = _Display()
+        self.display = Display()
         self.display.show(f"{self.plan}{about}", 0.0)
 
     def epoch(self, run: Run, record: Mapping[str, Any]) -> None:
@@ -135,44 +132,3 @@ class Progress:
         left = (time.monotonic() - self.started) * (1 - done) / max(done, 1e-9)
         ended = sum(share == 1.0 for share in self.share.values())
         self.display.show(f"{ended}/{len(self.share)} runs, about {seconds_text(left)} left; {text}", min(done, 0.999))
-
-
-class _Display:
-    """Where progress is shown: one output in a notebook, a bar in a terminal, a line at a time in a log."""
-
-    def __init__(self) -> None:
-        from IPython.core.getipython import get_ipython
-
-        self.notebook = hasattr(get_ipython(), "kernel")
-        self.handle: Any = None
-        self.bar: Any = None
-        if not self.notebook and sys.stderr.isatty():
-            self.bar = tqdm(total=1000, bar_format="{percentage:3.0f}% |{bar:20}| {desc}")
-
-    def show(self, text: str, share: float) -> None:
-        """Show a line, and how much of the whole is done."""
-        if file := os.environ.get("KDSTUDY_LOG"):
-            with open(file, "a") as out:
-                out.write(f"{text}\n")
-        if self.notebook:
-            self._update(text, share)
-        elif self.bar is not None:
-            self.bar.n = round(share * 1000)
-            self.bar.set_description_str(text)
-        elif not file:
-            print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leave the last line standing."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def _update(self, text: str, share: float) -> None:
-        from IPython.display import HTML, display
-
-        bar = f'<progress value="{share:.3f}" max="1" aria-label="share done"></progress> ' if share < 1 else ""
-        page = HTML(bar + html.escape(text))
-        if self.handle is None:
-            self.handle = display(page, display_id=True)
-        else:
-            self.handle.update(page)

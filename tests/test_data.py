@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,15 +10,20 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdstudy.data import Data, Views, load
-from kdstudy.data import dataset as dataset_module
-from kdstudy.data.dataset import Split, stratified_order
+from kdstudy.data import Data, Views, load, value
+from kdstudy.data.dataset import Split, digest, stratified_order
 from kdstudy.data.digits import digits
-from kdstudy.data.folder import folder
+from kdstudy.data.folder import folder as stored_folder
 from kdstudy.data.glyphs import glyphs
 from kdstudy.errors import KDStudyError
 
 SMALL = {"train": 620, "test": 124}
+
+
+def folder(path, **args):
+    """The folder's images as tensors."""
+    source = stored_folder(path, **args)
+    return replace(source, train_images=source.train_images.read(), test_images=source.test_images.read())
 
 
 def as_rows(images):
@@ -53,8 +59,8 @@ def test_subset_leaves_validation_and_test_alone():
 
 def test_every_load_has_the_same_split():
     before = Data("digits", subset=300).load()
-    dataset_module._load.cache_clear()
-    dataset_module._source.cache_clear()
+    value._datasets.clear()
+    value._sources.clear()
     after = Data("digits", subset=300).load()
     assert before is not after
     assert torch.equal(before.train.index, after.train.index)
@@ -85,7 +91,7 @@ def test_fingerprint_sees_one_pixel_and_one_label():
         Split(pixel, data.test.labels, data.test.index),
         Split(data.test.images, label, data.test.index),
     ]
-    seen = {dataset_module._digest(*parts[:2], test) for test in (data.test, *changed)}
+    seen = {digest(*parts[:2], test) for test in (data.test, *changed)}
     assert len(seen) == 3
     assert data.fingerprint in seen
     assert load("digits", validation=0.2).fingerprint not in seen

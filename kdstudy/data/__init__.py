@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from kdstudy.data import cifar, digits, folder, glyphs  # noqa: F401  (entering them in the registry)
-from kdstudy.data.dataset import DATASETS, Data, Dataset, Source, Split
+from kdstudy.data import digits, folder, glyphs, vision  # noqa: F401  (entering them in the registry)
+from kdstudy.data.dataset import DATASETS, Dataset, Source, Split
+from kdstudy.data.value import Data
 from kdstudy.data.views import Views
 
 __all__ = ["DATASETS", "Data", "Dataset", "Source", "Split", "Views", "load"]
@@ -14,7 +15,7 @@ def load(name: str, **args: Any) -> Dataset:
 
     Args:
         name: a registered data set, or ``"folder:PATH"`` for class folders of images.
-        **args: as `Data` takes them: ``subset``, ``validation``, ``views`` and the data set's own.
+        **args: as `Data` takes them: ``subset``, ``validation``, ``views``, ``stream`` and the data set's own.
 
     Returns:
         The data set, on the CPU.

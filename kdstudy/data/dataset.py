@@ -1,19 +1,21 @@
-"""Data sets as tensors: what a factory returns, how it is split, and the value that names it in a run."""
+"""Data sets as tensors: what a factory returns, its parts, and how they look to a network."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdstudy.data.stored import Stored, chunk_length
 from kdstudy.data.views import Views
-from kdstudy.errors import KDStudyError, check_number
+from kdstudy.errors import KDStudyError
+from kdstudy.memory import size_text
 from kdstudy.registry import Registry
 
 DATASETS = Registry("data set")
@@ -23,7 +25,7 @@ _SPLIT_SEED = 20190910  # one split of every data set, for every run
 
 @dataclass(frozen=True)
 class Source:
-    """The images of a data set as its factory returns them.
+    """The images of a data set as its factory returns them: tensors, or files that are read when needed.
 
     Attributes:
         train_images: uint8 (N, H, W, C).
@@ -32,14 +34,18 @@ class Source:
         test_labels: int64 (M,).
         classes: the classes' names, in the order of the labels.
         views: the customary views of this data set in training.
+        content: a hash of all of it, where that is known without reading the images.
+        cache: the folder of its decoded images, if there is one.
     """
 
-    train_images: Tensor
+    train_images: Tensor | Stored
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Tensor | Stored
     test_labels: Tensor
     classes: tuple[str, ...]
     views: Views = field(default_factory=Views)
+    content: str = ""
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Split:
     """Some images with their labels.
 
     Attributes:
-        images: uint8 (N, H, W, C).
+        images: uint8 (N, H, W, C): a tensor, or a `Stored` in its place where they stay on disk.
         labels: int64 (N,).
         index: int64 (N,), each sample's number in its source: what its views are drawn from.
     """
@@ -106,8 +112,15 @@ class Dataset:
         return c, h, w
 
     def to(self, device: torch.device | str) -> Dataset:
-        """Return the data set on a device."""
+        """Return the data set on a device.
+
+        Raises:
+            KDStudyError: if its images take more than a GPU has free.
+        """
         on = torch.device(device)
+        if on.type == "cuda" and self.mean.device.type != "cuda":
+            splits = (self.train.images, self.validation.images, self.test.images)
+            check_room(self.name, sum(i.nbytes for i in splits if isinstance(i, Tensor)), _free(on), "on the GPU")
         moved = {name: getattr(self, name).to(on) for name in ("train", "validation", "test", "mean", "std")}
         return replace(self, **moved)
 
@@ -162,124 +175,7 @@ class Dataset:
         return self.views.partner(self.train.index[rows], epoch, len(self.train))
 
 
-class Data:
-    """The frozen value that names a data set in a `Run`.
-
-    Args:
-        name: a registered data set, or ``"folder:PATH"``.
-        subset: how many training images to keep, stratified by class; None keeps all.
-        validation: the share of the source's training images that is held out for selection, in (0, 0.5].
-        views: the views in training; None takes the data set's customary ones.
-        **args: the arguments of the data set's factory, such as ``size`` for glyphs.
-
-    Raises:
-        KDStudyError: for an unknown name or argument, or a value out of its range.
-
-    Example:
-        >>> data = Data("digits", subset=200).load()
-        >>> len(data.train), len(data.validation), len(data.test), data.shape
-        (200, 144, 360, (1, 8, 8))
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        subset: int | None = None,
-        validation: float = 0.1,
-        views: Views | None = None,
-        **args: Any,
-    ) -> None:
-        if name.startswith("folder:"):
-            args = {"path": name.removeprefix("folder:"), **args}
-            name = "folder"
-        DATASETS.check(name, args)
-        for key, value in args.items():
-            if not isinstance(value, Hashable):
-                raise KDStudyError(f"data set {name!r}: {key} = {value!r}: must be fixed, as a tuple is")
-        check_number("validation", validation, low=0, high=0.5, above=True)
-        if subset is not None:
-            check_number("subset", subset, low=1, whole=True)
-        self.name, self.subset, self.validation, self.views = name, subset, validation, views
-        self.args: Mapping[str, Any] = args
-
-    def _key(self) -> tuple[Any, ...]:
-        return self.name, self.subset, self.validation, self.views, tuple(sorted(self.args.items()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Data) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def __repr__(self) -> str:
-        parts = [repr(self.name)]
-        if self.subset is not None:
-            parts.append(f"subset={self.subset}")
-        parts += [f"{name}={value!r}" for name, value in self.args.items()]
-        return f"Data({', '.join(parts)})"
-
-    def but(self, **changes: Any) -> Data:
-        """Return the same data with some fields or arguments changed."""
-        now = dict(subset=self.subset, validation=self.validation, views=self.views, **self.args)
-        return Data(changes.pop("name", self.name), **{**now, **changes})
-
-    def spec(self) -> dict[str, Any]:
-        """Return what identifies the data, as JSON: a folder by its content, not by its path."""
-        entry = DATASETS[self.name]
-        args = entry.said(self.args)
-        if "path" in args:
-            source = _source(self.name, tuple(sorted(self.args.items())))
-            args = {k: v for k, v in args.items() if k != "path"} | {"content": _digest(source)}
-        said: dict[str, Any] = {"name": self.name, "version": entry.version, "args": args}
-        if self.subset is not None:
-            said["subset"] = self.subset
-        if self.validation != 0.1:
-            said["validation"] = self.validation
-        if self.views is not None:
-            said["views"] = {k: v for k, v in vars(self.views).items() if v != getattr(Views(), k)}
-        return said
-
-    def load(self) -> Dataset:
-        """Return the data set, from memory if this process has loaded it before."""
-        return _load(self)
-
-
-@functools.lru_cache(maxsize=2)
-def _source(name: str, args: tuple[tuple[str, Any], ...]) -> Source:
-    source: Source = DATASETS.make(name, **dict(args))
-    if len(source.classes) < 2:
-        raise KDStudyError(f"data set {name!r}: needs at least two classes, has {len(source.classes)}")
-    return source
-
-
-@functools.lru_cache(maxsize=4)
-def _load(data: Data) -> Dataset:
-    source = _source(data.name, tuple(sorted(data.args.items())))
-    whole = Split(source.train_images, source.train_labels, torch.arange(len(source.train_labels)))
-    held = max(1, round(data.validation * len(whole)))
-    order = stratified_order(whole.labels)
-    validation, train = whole.pick(order[:held].sort().values), whole.pick(order[held:].sort().values)
-    if data.subset is not None:
-        if data.subset > len(train):
-            raise KDStudyError(f"subset = {data.subset}: {data.name} has {len(train)} training images")
-        train = train.pick(stratified_order(train.labels)[: data.subset].sort().values)
-    test = Split(source.test_images, source.test_labels, torch.arange(len(source.test_labels)))
-    mean, std = colour(train.images)
-    return Dataset(
-        name=data.name,
-        classes=source.classes,
-        train=train,
-        validation=validation,
-        test=test,
-        views=source.views if data.views is None else data.views,
-        mean=mean,
-        std=std,
-        fingerprint=_digest(train, validation, test),
-    )
-
-
-def colour(images: Tensor) -> tuple[Tensor, Tensor]:
+def colour(images: Tensor | Stored) -> tuple[Tensor, Tensor]:
     """Return the mean and the standard deviation of each channel, at least 0.001, from exact counts of levels.
 
     Args:
@@ -294,7 +190,9 @@ def colour(images: Tensor) -> tuple[Tensor, Tensor]:
         (0.5, 0.7071)
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in images.unbind(-1)])  # (C, 256)
+    counts = torch.zeros(images.shape[-1], 256, dtype=torch.int64)
+    for chunk in _chunks(images):
+        counts += torch.stack([torch.bincount(part.flatten(), minlength=256) for part in chunk.unbind(-1)])  # (C, 256)
     n = counts.sum(1)
     mean = (counts * levels).sum(1) / n
     variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / (n - 1).clamp_min(1)
@@ -324,14 +222,34 @@ def stratified_order(labels: Tensor) -> Tensor:
     return torch.from_numpy(np.lexsort((generator.permutation(len(values)), place)))
 
 
-def _digest(*parts: Source | Split) -> str:
+def digest(*parts: Source | Split) -> str:
     """Return the first 16 hexadecimal digits of a SHA-256 over shapes, pixels and labels."""
     seen = hashlib.sha256()
     for part in parts:
         for value in vars(part).values():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor | Stored):
                 seen.update(str(tuple(value.shape)).encode())
-                seen.update(value.contiguous().numpy().data)
+                for chunk in _chunks(value):
+                    seen.update(chunk.contiguous().numpy().data)
             elif isinstance(value, tuple):
                 seen.update(repr(value).encode())
     return seen.hexdigest()[:16]
+
+
+def _chunks(values: Tensor | Stored) -> Iterator[Tensor]:
+    yield from values.split(chunk_length(tuple(values.shape)))
+
+
+def check_room(name: str, needed: int, there: int, where: str) -> None:
+    """Refuse images that take more bytes than there are, and say what can be done about it."""
+    if needed > there:
+        raise KDStudyError(
+            f"data set {name!r}: its images take {size_text(needed)}, {size_text(there)} are free {where}: take fewer "
+            "(subset=), smaller ones (size=, for a folder), or leave images of files on disk (stream=True)"
+        )
+
+
+def _free(device: torch.device) -> int:
+    """Return how many bytes a GPU has free, what torch holds back of it included."""
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
+from kdstudy.data import cache
 from kdstudy.data.dataset import DATASETS, Source, stratified_order
+from kdstudy.data.decode import decode
 from kdstudy.data.views import Views
 from kdstudy.errors import KDStudyError, check_number
 
-Pixels = NDArray[np.uint8]
-
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_BATCH = 256  # files that a thread decodes in one go
 
 
 @DATASETS.register("folder")
@@ -29,7 +25,8 @@ def folder(path: str, size: int | None = None) -> Source:
 
     Without train/ and test/, one fixed fifth, stratified by class, is the test part. Hidden files and
     files that are not images are passed over. Images have one channel if all of them are greyscale, else
-    three; transparency is dropped, and of 16-bit grey the upper 8 bits are kept.
+    three; transparency is dropped, and of 16-bit grey the upper 8 bits are kept. They are decoded once and
+    kept in the data folder's cache.
 
     Args:
         path: the folder.
@@ -48,41 +45,52 @@ def folder(path: str, size: int | None = None) -> Source:
     if not root.is_dir():
         raise KDStudyError(f"folder {path!r}: no such folder")
     parted = (root / "train").is_dir() and (root / "test").is_dir()
-    parts = [_find(root / name) for name in ("train", "test")] if parted else [_find(root)]
+    parts = [_find(root, name) for name in ("train", "test")] if parted else [_find(root)]
     classes = tuple(parts[0])
     if classes != tuple(parts[-1]):
         odd = ", ".join(sorted(set(parts[0]) ^ set(parts[1])))
         raise KDStudyError(f"folder {path!r}: in only one of train/ and test/: {odd}")
-    images = _decode([file for part in parts for files in part.values() for file in files], size)
-    labels = torch.tensor([classes.index(name) for part in parts for name in part for _ in part[name]])
-    train, test = _rows(labels, sum(map(len, parts[1].values())) if parted else None)
-    return Source(
-        train_images=images[train],
-        train_labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-        classes=classes,
-        views=Views(crop=max(1, min(images.shape[1:3]) // 8), flip=True),
-    )
+    names = [name for part in parts for inside in part.values() for name in inside]
+
+    def look() -> cache.Decoding:
+        labels = np.concatenate([np.repeat(np.arange(len(part)), [*map(len, part.values())]) for part in parts])
+        tested = _tested(labels, len(names) - sum(map(len, parts[0].values())) if parted else None)
+        return cache.Decoding(classes, labels, tested, *decode([f"{root / name}" for name in names], str, size))
+
+    return _viewed(cache.cached(cache.Files("folder", {"size": size}, root, names, look)))
 
 
-def _rows(labels: Tensor, tested: int | None) -> tuple[Tensor, Tensor]:
-    """Return the rows for training and for testing: the last `tested`, or a stratified fifth if None."""
-    if tested is not None:
-        rows = torch.arange(len(labels))
-        return rows[:-tested], rows[-tested:]
-    order = stratified_order(labels)
-    held = max(1, round(len(labels) / 5))
-    return order[held:].sort().values, order[:held].sort().values
+def recall(key: str) -> Source | None:
+    """Return the images of a folder that was looked at before, if they are still in the cache."""
+    source = cache.recall(key)
+    return source and _viewed(source)
 
 
-def _find(root: Path) -> dict[str, list[Path]]:
-    """Return the image files of each class folder, both in order of their names."""
-    inside = sorted(root.iterdir(), key=lambda each: each.name)
-    folders = [each for each in inside if each.is_dir() and not each.name.startswith(".")]
-    if not folders:
+def _viewed(source: Source) -> Source:
+    return replace(source, views=Views(crop=max(1, min(source.test_images.shape[1:3]) // 8), flip=True))
+
+
+def _tested(labels: np.ndarray, last: int | None) -> np.ndarray:
+    """Return which images are for testing (N,): so many of the last, or a stratified fifth if None."""
+    tested = np.zeros(len(labels), bool)
+    if last is not None:
+        tested[len(labels) - last :] = True
+    else:
+        tested[stratified_order(torch.from_numpy(labels))[: max(1, round(len(labels) / 5))].numpy()] = True
+    return tested
+
+
+def _find(top: Path, part: str = "") -> dict[str, list[str]]:
+    """Return the paths below `top` of the image files of each class folder, both in order of their names."""
+    root = top / part
+    try:
+        with os.scandir(root) as entries:
+            inside = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise KDStudyError(f"folder '{root}': {error.strerror}") from error
+    if not inside:
         raise KDStudyError(f"folder '{root}': no class folders in it")
-    found = {each.name: sorted(_images(each), key=Path.as_posix) for each in folders}
+    found = {name: sorted(_images(top, os.path.join(part, name))) for name in inside}
     if not any(found.values()):
         raise KDStudyError(f"folder '{root}': no images in its class folders ({', '.join(_SUFFIXES)})")
     for name, files in found.items():
@@ -93,57 +101,12 @@ def _find(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _images(root: Path) -> Iterator[Path]:
-    for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
+def _images(top: Path, below: str) -> Iterator[str]:
+    """Yield the paths below `top` of the image files in one of its folders, with slashes."""
+    start = len(f"{top / below}") - len(below)
+    for folder, inside, names in os.walk(top / below, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        at = folder[start:].replace(os.sep, "/")
         for name in names:
             if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
-                yield Path(folder, name)
-
-
-def _decode(files: list[Path], size: int | None) -> Tensor:
-    """Return the images of all files, of one channel if all are greyscale.  -> uint8 (N, H, W, C)"""
-    first = _read(files[0], size)
-
-    def read(batch: list[Path]) -> list[Pixels]:
-        images = [_read(file, size) for file in batch]
-        for file, image in zip(batch, images, strict=True):
-            if image.shape[:2] != first.shape[:2]:
-                raise KDStudyError(f"sizes differ: {_sized(files[0], first)}, {_sized(file, image)}; pass size=32, say")
-        return images
-
-    with ThreadPoolExecutor() as pool:
-        batches = [files[at : at + _BATCH] for at in range(0, len(files), _BATCH)]
-        images = [image for batch in pool.map(read, batches) for image in batch]
-    pixels = np.empty((len(images), *first.shape[:2], max(image.shape[2] for image in images)), np.uint8)
-    for row, image in zip(pixels, images, strict=True):
-        row[...] = image  # grey is spread over the channels
-    return torch.from_numpy(pixels)
-
-
-def _sized(file: Path, image: Pixels) -> str:
-    return f"{file} is {image.shape[1]}x{image.shape[0]}"
-
-
-def _read(file: Path, size: int | None) -> Pixels:
-    """Return one image.  -> (H, W, 1) if its mode is a greyscale one, else (H, W, 3)"""
-    try:
-        with Image.open(file) as image:
-            plain = _plain(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = f"damaged, or not an image ({type(error).__name__})"
-        raise KDStudyError(f"cannot read {file}: {reason}") from error
-    if size is not None:
-        plain = plain.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(plain).reshape(plain.height, plain.width, -1)
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as 8-bit grey or RGB."""
-    if image.mode.startswith("I"):  # 16-bit grey
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("1", "L", "LA", "F"):
-        return image.convert("L")
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+                yield f"{at}/{name}"

@@ -1,0 +1,245 @@
+"""The value that names a data set in a run, and how it becomes splits on a device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from kdstudy.data import cache, folder
+from kdstudy.data.dataset import DATASETS, Dataset, Source, Split, check_room, colour, digest, stratified_order
+from kdstudy.data.stored import Damaged, Stored
+from kdstudy.data.views import Views
+from kdstudy.data.vision import VISION
+from kdstudy.errors import KDStudyError, check_number
+from kdstudy.memory import available_memory
+
+T = TypeVar("T")
+_sources: dict[Hashable, Source] = {}
+_datasets: dict[Hashable, Dataset] = {}
+
+
+class Seen(NamedTuple):
+    """What a folder held when it was looked at: a hash of its images, and where they are in the cache."""
+
+    content: str
+    key: str | None
+
+
+class Data:
+    """The frozen value that names a data set in a `Run`.
+
+    A folder is looked at once, when its content is first needed, and that content is meant from then on;
+    a `Data` made anew looks again.
+
+    Args:
+        name: a registered data set, or ``"folder:PATH"``.
+        subset: how many training images to keep, stratified by class; None keeps all.
+        validation: the share of the source's training images that is held out for selection, in (0, 0.5].
+        views: the views in training; None takes the data set's customary ones.
+        stream: whether the images stay on disk and only what a batch needs is read, for what is larger
+            than the memory; results are the same.
+        **args: the arguments of the data set's factory, such as ``size`` for glyphs.
+
+    Raises:
+        KDStudyError: for an unknown name or argument, or a value out of its range.
+
+    Example:
+        >>> data = Data("digits", subset=200).load()
+        >>> len(data.train), len(data.validation), len(data.test), data.shape
+        (200, 144, 360, (1, 8, 8))
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        subset: int | None = None,
+        validation: float = 0.1,
+        views: Views | None = None,
+        stream: bool = False,
+        **args: Any,
+    ) -> None:
+        if name.startswith("folder:"):
+            args = {"path": name.removeprefix("folder:"), **args}
+            name = "folder"
+        DATASETS.check(name, args)
+        for key, value in args.items():
+            if not isinstance(value, Hashable):
+                raise KDStudyError(f"data set {name!r}: {key} = {value!r}: must be fixed, as a tuple is")
+        check_number("validation", validation, low=0, high=0.5, above=True)
+        if subset is not None:
+            check_number("subset", subset, low=1, whole=True)
+        if not isinstance(stream, bool):
+            raise KDStudyError(f"stream = {stream!r}: must be True or False")
+        if stream and name not in (on_disk := ("folder", *VISION)):
+            raise KDStudyError(f"stream = True: data set {name!r} has no files; those that have: {', '.join(on_disk)}")
+        self.name, self.subset, self.validation, self.views, self.stream = name, subset, validation, views, stream
+        self.args: Mapping[str, Any] = args
+        self._seen: Seen | None = None
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.name, self.subset, self.validation, self.views, tuple(sorted(self.args.items()))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Data) or self._key() != other._key():
+            return False
+        return self._seen is None or other._seen is None or self._seen.content == other._seen.content
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        parts = [repr(self.name)]
+        if self.subset is not None:
+            parts.append(f"subset={self.subset}")
+        parts += [f"{name}={value!r}" for name, value in self.args.items()]
+        return f"Data({', '.join(parts)})"
+
+    def but(self, **changes: Any) -> Data:
+        """Return the same data with some fields or arguments changed; a folder is the one that was looked at."""
+        now = dict(subset=self.subset, validation=self.validation, views=self.views, stream=self.stream, **self.args)
+        other = Data(changes.pop("name", self.name), **{**now, **changes})
+        if (other.name, other.args) == (self.name, self.args):
+            other._seen = self._seen
+        return other
+
+    def spec(self) -> dict[str, Any]:
+        """Return what identifies the data, as JSON: a folder by its content, not by its path."""
+        entry = DATASETS[self.name]
+        args = entry.said(self.args)
+        if "path" in args:
+            self._look()
+            assert self._seen is not None
+            args = {k: v for k, v in args.items() if k != "path"} | {"content": self._seen.content}
+        said: dict[str, Any] = {"name": self.name, "version": entry.version, "args": args}
+        if self.subset is not None:
+            said["subset"] = self.subset
+        if self.validation != 0.1:
+            said["validation"] = self.validation
+        if self.views is not None:
+            said["views"] = {k: v for k, v in vars(self.views).items() if v != getattr(Views(), k)}
+        return said
+
+    def load(self) -> Dataset:
+        """Return the data set, from memory if this process has loaded it before.
+
+        Raises:
+            KDStudyError: if it cannot be had, has changed since it was looked at, or takes too much memory.
+        """
+        if "path" in self.args and self._seen is None:
+            self._look()
+        known = (*self._key(), self.stream, DATASETS[self.name].version, self._seen)
+        if self.stream and known in _datasets and not _believed(cast(Stored, _datasets[known].train.images)):
+            del _datasets[known]
+        try:
+            return _kept(_datasets, known, 4, self._split)
+        except Damaged:  # found out in reading, and not believed any more
+            return _kept(_datasets, known, 4, self._split)
+
+    def _look(self) -> Source:
+        """Return the images, of a folder those it held when it was first looked at."""
+        known = (self.name, DATASETS[self.name].version, tuple(sorted(self.args.items())), self._seen)
+        if known in _sources and not _believed(_sources[known].train_images):
+            del _sources[known]
+        if "path" not in self.args:
+            return _kept(_sources, known, 2, self._make)
+        if self._seen is not None:
+            return _kept(_sources, known, 2, self._again)
+        source = self._make()
+        self._seen = Seen(source.content or digest(source), source.cache.name if source.cache else None)
+        _sources[(*known[:-1], self._seen)] = source
+        return source
+
+    def _again(self) -> Source:
+        """Return the images that were seen before, from the cache if they are there, else from their folder."""
+        assert self._seen is not None
+        source = folder.recall(self._seen.key) if self._seen.key else None
+        if source is None:
+            source = self._make()
+            if (source.content or digest(source)) != self._seen.content:
+                raise KDStudyError(
+                    f"{self.args['path']}: has changed since it was looked at, and what it held is not in the cache: "
+                    "make the Data anew"
+                )
+        return source
+
+    def _make(self) -> Source:
+        source: Source = DATASETS.make(self.name, **self.args)
+        if len(source.classes) < 2:
+            raise KDStudyError(f"data set {self.name!r}: needs at least two classes, has {len(source.classes)}")
+        return source
+
+    def _split(self) -> Dataset:
+        """Return the images in three parts; which they are is settled before they are read."""
+        source = self._look()
+        labels = source.train_labels
+        held, order = max(1, round(self.validation * len(labels))), stratified_order(labels)
+        validation, train = order[:held].sort().values, order[held:].sort().values
+        if self.subset is not None:
+            if self.subset > len(train):
+                raise KDStudyError(f"subset = {self.subset}: {self.name} has {len(train)} training images")
+            train = train[stratified_order(labels[train])[: self.subset].sort().values]
+        test = torch.arange(len(source.test_labels))
+        chosen = [(source.train_images, train), (source.train_images, validation), (source.test_images, test)]
+        images = self._resident([_pick(*each) for each in chosen])
+        labelled = zip(images, (labels, labels, source.test_labels), (train, validation, test), strict=True)
+        splits = [Split(cast(Tensor, pixels), all_labels[rows], rows) for pixels, all_labels, rows in labelled]
+        mean, std, fingerprint = _measured(source, splits)
+        return Dataset(
+            name=self.name,
+            classes=source.classes,
+            train=splits[0],
+            validation=splits[1],
+            test=splits[2],
+            views=source.views if self.views is None else self.views,
+            mean=mean,
+            std=std,
+            fingerprint=fingerprint,
+        )
+
+    def _resident(self, parts: list[Tensor | Stored]) -> Sequence[Tensor | Stored]:
+        """Read images into memory if there is room for them, unless they are to stay on disk."""
+        stored = [images for images in parts if isinstance(images, Stored)]
+        if self.stream and not stored:
+            raise KDStudyError(f"stream = True: {self.name} is not in the cache, since that cannot be written")
+        if self.stream or not stored:
+            return parts
+        check_room(self.name, sum(images.nbytes for images in stored), available_memory(), "in memory")
+        return [images.read() for images in stored]
+
+
+def _pick(images: Tensor | Stored, rows: Tensor) -> Tensor | Stored:
+    """Return the given rows, without reading what is on disk, and without a copy if they are all."""
+    if isinstance(images, Stored):
+        return images.pick(rows)
+    return images if len(rows) == len(images) else images[rows]
+
+
+def _measured(source: Source, splits: list[Split]) -> tuple[Tensor, Tensor, str]:
+    """Return mean and deviation of the training images and the hash of all, as noted in the cache or anew."""
+    rows = hashlib.sha256(b"".join(split.index.numpy().tobytes() for split in splits)).hexdigest()
+    file = source.cache and source.cache / f"split_{rows[:20]}.json"
+    said = cache.noted(file) if file else None
+    if said is None:
+        mean, std = colour(splits[0].images)
+        said = {"mean": mean.tolist(), "std": std.tolist(), "fingerprint": digest(*splits)}
+        if file:
+            cache.note(file, said)
+    return torch.tensor(said["mean"]), torch.tensor(said["std"]), said["fingerprint"]
+
+
+def _believed(images: Tensor | Stored) -> bool:
+    return not isinstance(images, Stored) or images.believed
+
+
+def _kept(memo: dict[Hashable, T], key: Hashable, most: int, make: Callable[[], T]) -> T:
+    """Return what is in memory under a key, or make it; the longest unused of more than `most` is dropped."""
+    value = memo.pop(key) if key in memo else make()
+    memo[key] = value
+    while len(memo) > most:
+        del memo[next(iter(memo))]
+    return value

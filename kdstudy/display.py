@@ -1,0 +1,92 @@
+"""Where long work shows how far it is: in a notebook, in a terminal, in a log."""
+
+from __future__ import annotations
+
+import html
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+_QUIET = 2.0  # seconds of work that need no word
+
+
+class Display:
+    """Where progress is shown: one output in a notebook, a bar in a terminal, a line at a time in a log."""
+
+    def __init__(self) -> None:
+        from IPython.core.getipython import get_ipython
+
+        self.notebook = hasattr(get_ipython(), "kernel")
+        self.handle: Any = None
+        self.bar: Any = None
+        if not self.notebook and sys.stderr.isatty():
+            self.bar = tqdm(total=1000, bar_format="{percentage:3.0f}% |{bar:20}| {desc}")
+
+    @property
+    def live(self) -> bool:
+        """Whether a line replaces the one before it."""
+        return self.notebook or self.bar is not None
+
+    def show(self, text: str, share: float) -> None:
+        """Show a line, and how much of the whole is done."""
+        if file := os.environ.get("KDSTUDY_LOG"):
+            with open(file, "a") as out:
+                out.write(f"{text}\n")
+        if self.notebook:
+            self._update(text, share)
+        elif self.bar is not None:
+            self.bar.n = round(share * 1000)
+            self.bar.set_description_str(text)
+        elif not file:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _update(self, text: str, share: float) -> None:
+        from IPython.display import HTML, display
+
+        bar = f'<progress value="{share:.3f}" max="1" aria-label="share done"></progress> ' if share < 1 else ""
+        page = HTML(bar + html.escape(text))
+        if self.handle is None:
+            self.handle = display(page, display_id=True)
+        else:
+            self.handle.update(page)
+
+
+class Working:
+    """Shows how far a piece of work is, at most once a second, in a log every ten; short work not at all.
+
+    Args:
+        what: what is being done, such as "decoding 60,000 images".
+        total: how many steps it has.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.due = time.monotonic() + _QUIET
+        self.display: Display | None = None
+
+    def __enter__(self) -> Working:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.display is not None:
+            if kind is None:
+                self.display.show(f"{self.what}: done", 1.0)
+            self.display.close()
+
+    def add(self, steps: int) -> None:
+        """Count some steps as done."""
+        self.done += steps
+        if (now := time.monotonic()) < self.due:
+            return
+        self.display = self.display or Display()
+        self.due = now + (1.0 if self.display.live else 10.0)
+        self.display.show(f"{self.what}: {100 * self.done // self.total} %", min(self.done / self.total, 0.999))
