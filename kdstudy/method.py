@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdstudy import losses
 from kdstudy.errors import KDStudyError, check_number, unknown
-from kdstudy.nets import Staged
+from kdstudy.nets import Staged, Tapped
 from kdstudy.registry import Registry
 from kdstudy.schedules import Schedule
 
@@ -21,8 +21,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def outputs(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Return a network's outputs by tap; a network without named stages has the tap "logits" alone."""
-    return net.outputs(x) if isinstance(net, Staged) else {"logits": net(x)}
+    """Return a network's outputs by tap; a module that is neither `Staged` nor `Tapped` has "logits" alone."""
+    return net.outputs(x) if isinstance(net, Staged | Tapped) else {"logits": net(x)}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdstudy import nets
 from kdstudy.errors import KDStudyError
-from kdstudy.nets import NETWORKS, Staged, create, flops, parameters
+from kdstudy.nets import NETWORKS, Staged, create, flops, memory, parameters
 from kdstudy.nets import resnet as resnets
 from kdstudy.nets import wrn as wrns
 
@@ -20,6 +20,10 @@ TAPS = ("stem", "stage1", "stage2", "stage3", "pool", "logits")
 RESNETS = [8, 14, 20, 26, 32, 38, 44, 56, 110]
 WRNS = [(d, k) for d in (10, 16, 22, 28, 40) for k in (1, 2, 4, 6, 8, 10)]
 BUILT_IN = [f"resnet{d}" for d in RESNETS] + [f"wrn_{d}_{k}" for d, k in WRNS]
+SLIM = [f"preact_resnet{d}" for d in (20, 32, 44, 56, 110, 18, 34, 50)] + [f"vgg{d}" for d in (8, 11, 13, 16, 19)]
+SLIM += ["resnet8x4", "resnet32x4", "resnet18", "resnet34", "resnet50", "mobilenet_v2"]
+FIXED = ["shufflenet_v1", "shufflenet_v2"]  # without a width
+STAGES = {"vgg": 4, "mobilenet": 4, "resnet18": 4, "resnet34": 4, "resnet50": 4}
 FEW = ["resnet8", "resnet20", "wrn_10_1", "wrn_16_2"]
 
 
@@ -66,11 +70,68 @@ def wrn_count(depth: int, factor: int, classes: int, channels: int = 3, width: i
         ("resnet110", "1.74M"),
         ("wrn_16_2", "0.70M"),
         ("wrn_40_2", "2.26M"),
+        ("resnet8x4", "1.23M"),
+        ("resnet32x4", "7.43M"),
+        ("vgg8", "3.97M"),
+        ("vgg13", "9.46M"),
+        ("mobilenet_v2", "0.81M"),
+        ("shufflenet_v1", "0.95M"),
+        ("shufflenet_v2", "1.36M"),
+        ("resnet50", "23.7M"),
     ],
 )
 def test_published_parameter_counts(name, published):
     count = parameters(create(name, num_classes=100))
-    assert published == (f"{count / 1e3:.0f}k" if published.endswith("k") else f"{count / 1e6:.2f}M")
+    digits = len(published.rstrip("kM").partition(".")[2])
+    assert published == (f"{count / 1e3:.0f}k" if published.endswith("k") else f"{count / 1e6:.{digits}f}M")
+
+
+def resnet4_count(blocks: list[int], bottleneck: bool, classes: int, w: int, preact: bool) -> int:
+    """Count by formula, layer by layer: a convolution's weights and its batch norm, as wide as what it normalises."""
+    total, inner = 9 * 3 * w + (0 if preact else 2 * w), w
+    for i, number in enumerate(blocks):
+        narrow = w * 2**i
+        outer = 4 * narrow if bottleneck else narrow
+        for j in range(number):
+            kernels = [(1, inner, narrow), (9, narrow, narrow), (1, narrow, outer)]
+            kernels = kernels if bottleneck else [(9, inner, narrow), (9, narrow, narrow)]
+            total += sum(k * a * b + 2 * (a if preact else b) for k, a, b in kernels)
+            if inner != outer or (i > 0 and j == 0):
+                total += inner * outer + (0 if preact else 2 * outer)
+            inner = outer
+    return total + (2 * inner if preact else 0) + inner * classes + classes
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize("width", [3, 64])
+def test_resnet18_and_its_like_by_formula(depth, width):
+    blocks = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}[depth]  # He et al. 2016, table 1
+    with torch.device("meta"):
+        counts = [parameters(create(f"{p}resnet{depth}", num_classes=7, width=width)) for p in ("", "preact_")]
+    assert counts == [resnet4_count(blocks, depth == 50, 7, width, preact) for preact in (False, True)]
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_preact_resnet_counts_by_formula(depth):
+    n, total, inner = (depth - 2) // 6, 9 * 3 * 16, 16
+    for outer in (16, 32, 64):
+        total += 9 * inner * outer + (2 * n - 1) * 9 * outer * outer  # convolutions
+        total += 2 * inner + (2 * n - 1) * 2 * outer  # batch norms, each as wide as what it normalises
+        total += inner * outer if inner != outer else 0
+        inner = outer
+    assert parameters(create(f"preact_resnet{depth}", num_classes=100)) == total + 2 * 64 + 64 * 100 + 100
+
+
+@pytest.mark.parametrize("depth", [8, 11, 13, 16, 19])
+def test_vgg_counts_by_formula(depth):
+    # Simonyan & Zisserman 2015, table 1, columns A, B, D and E; 8 is RepDistiller's "S"
+    table = {8: "1 1 1 1 1", 11: "1 1 2 2 2", 13: "2 2 2 2 2", 16: "2 2 3 3 3", 19: "2 2 4 4 4"}
+    blocks = zip((64, 128, 256, 512, 512), map(int, table[depth].split()), strict=True)
+    widths = [width for width, number in blocks for _ in range(number)]
+    assert len(widths) == depth - 3  # three fully connected layers in the paper, one here
+    total = sum(9 * a * b + b + 2 * b for a, b in zip([3, *widths], widths, strict=False))
+    with torch.device("meta"):
+        assert parameters(create(f"vgg{depth}", num_classes=100)) == total + 512 * 100 + 100
 
 
 @pytest.mark.parametrize("depth", RESNETS)
@@ -120,6 +181,97 @@ def test_taps_outputs_and_tails_agree(name):
     torch.testing.assert_close(outputs["logits"], net(x), rtol=0, atol=0)
     for tap in TAPS:
         torch.testing.assert_close(net.after(tap)(outputs[tap]), outputs["logits"], rtol=0, atol=0)
+
+
+def small(name: str, classes: int = 3, channels: int = 3) -> Staged:
+    net = create(name, num_classes=classes, channels=channels, **({} if name in FIXED else {"width": 4}))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):  # so that evaluation is not far from training
+            module.momentum = None
+    net(images(4, channels, 32, 32))
+    return net
+
+
+@pytest.mark.parametrize("name", SLIM + FIXED)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_further_networks_have_their_stages_and_leave_taps_alone(name, channels):
+    number = next((n for start, n in STAGES.items() if name.removeprefix("preact_").startswith(start)), 3)
+    number = 3 if name == "resnet32x4" else number
+    net = small(name, channels=channels).eval()
+    for size in (8, 32):
+        x = images(2, channels, size, size)
+        before, outputs = x.clone(), net.outputs(x)
+        kept = {tap: outputs[tap].clone() for tap in outputs}
+        assert net.taps == ("stem", *(f"stage{i + 1}" for i in range(number)), "pool", "logits")
+        for tap in net.taps:
+            torch.testing.assert_close(net.after(tap)(outputs[tap]), kept["logits"], rtol=0, atol=0)
+            torch.testing.assert_close(outputs[tap], kept[tap], rtol=0, atol=0)
+        torch.testing.assert_close(x, before, rtol=0, atol=0)
+        assert outputs["pool"].dim() == 2
+        assert outputs["logits"].shape == (2, 3)
+        assert outputs["logits"][0].sub(outputs["logits"][1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", SLIM + FIXED)
+def test_stem_and_stages_do_not_change_in_place_in_training(name):
+    net = small(name)
+    x = images(3, 3, 16, 16)
+    outputs = net.outputs(x)
+    torch.manual_seed(0)
+    for tap, stage in zip(net.taps, net, strict=True):
+        x = stage(x)
+        torch.testing.assert_close(outputs[tap], x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "maps"),
+    [  # channels and rows on 32 x 32, by RepDistiller's features f0, f1, ...
+        ("resnet8x4", [(32, 32), (64, 32), (128, 16), (256, 8)]),
+        ("resnet18", [(64, 32), (64, 32), (128, 16), (256, 8), (512, 4)]),
+        ("resnet50", [(64, 32), (256, 32), (512, 16), (1024, 8), (2048, 4)]),
+        ("vgg8", [(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)]),
+        ("vgg13", [(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)]),
+        ("mobilenet_v2", [(16, 16), (12, 16), (16, 8), (48, 4), (160, 2)]),
+        ("shufflenet_v1", [(24, 32), (240, 16), (480, 8), (960, 4)]),
+        ("shufflenet_v2", [(24, 32), (116, 16), (232, 8), (464, 4)]),
+    ],
+)
+def test_maps_of_the_published_networks(name, maps):
+    with torch.device("meta"):
+        outputs = create(name).outputs(torch.empty(2, 3, 32, 32))
+    assert [(z.shape[1], z.shape[2]) for z in outputs.values() if z.dim() == 4] == maps
+
+
+def test_vgg_pools_a_fourth_time_at_64_rows_and_refuses_a_map_that_would_vanish():
+    net = create("vgg8", width=2).eval()
+    assert net.outputs(images(2, 3, 64, 64))["stage4"].shape[2:] == (4, 4)
+    assert net.outputs(images(2, 3, 32, 32))["stage4"].shape[2:] == (4, 4)
+    assert net.outputs(images(2, 3, 8, 8))["stage4"].shape[2:] == (1, 1)
+    with pytest.raises(KDStudyError, match="images too small: a map of 1 x 1 cannot be halved again"):
+        net(images(2, 3, 7, 7))
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg11", "preact_resnet50", "mobilenet_v2", *FIXED])
+def test_further_networks_train_and_keep_their_layout(name):
+    args = {} if name in FIXED else {"width": 4}
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        net = create(name, **args).double().to(memory_format=layout)
+        x = images(4, 3, 32, 32).double().to(memory_format=layout)
+        logits = net(x)
+        logits.square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in net.named_parameters() if "bias" not in n)
+        results.append(logits.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_shuffling_deals_the_groups_channels_out():
+    from kdstudy.nets.mobile import Shuffle
+
+    x = torch.arange(6.0).view(1, 6, 1, 1)
+    assert Shuffle(3)(x).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+    assert Shuffle(2)(x).flatten().tolist() == [0, 3, 1, 4, 2, 5]
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -337,8 +489,9 @@ def test_smallest_network_in_training():
 
 
 def test_every_name_is_registered_with_its_own_line():
-    assert set(BUILT_IN) <= set(NETWORKS)
-    assert "resnet50" not in NETWORKS
+    assert set(BUILT_IN + SLIM + FIXED) <= set(NETWORKS)
+    assert len({NETWORKS[name].summary for name in NETWORKS}) == len(NETWORKS)
+    assert all(NETWORKS[name].version == 1 for name in BUILT_IN + SLIM + FIXED)
     summaries = [NETWORKS[name].summary for name in BUILT_IN]
     assert len(set(summaries)) == len(BUILT_IN)
     for name, summary in zip(BUILT_IN, summaries, strict=True):
@@ -392,15 +545,15 @@ def test_impossible_depths_and_factors_are_refused():
         wrns.wrn(10, 0, 10, 3, 16)
 
 
-def test_a_factory_must_return_a_staged_network(monkeypatch):
+def test_a_factory_must_return_a_network(monkeypatch):
     monkeypatch.setattr(nets, "NETWORKS", type(NETWORKS)("network"))
-    nets.NETWORKS.register("bare")(bare)
-    with pytest.raises(KDStudyError, match="returned Linear, must be Staged"):
-        create("bare")
+    nets.NETWORKS.register("none")(none)
+    with pytest.raises(KDStudyError, match="returned str, must be an nn.Module"):
+        create("none")
 
 
-def bare(num_classes: int = 10, channels: int = 3) -> nn.Module:
-    return nn.Linear(channels, num_classes)
+def none(num_classes: int = 10, channels: int = 3) -> str:
+    return "a network"
 
 
 # Costs
@@ -448,3 +601,80 @@ def test_flops_leave_mode_state_and_gradients_unchanged():
 
 def test_flops_follow_the_networks_precision():
     assert flops(create("resnet8").double(), (3, 8, 8)) == flops(create("resnet8"), (3, 8, 8))
+
+
+# Memory
+
+
+def saved_by_hand(batch: int) -> int:
+    """What a step of `tiny` keeps: images, the map (once for batch norm), two statistics, the ReLU, the pooled."""
+    maps, images_ = batch * 4 * 8 * 8, batch * 3 * 8 * 8
+    return 4 * (images_ + maps + 2 * 4 + maps + batch * 4)
+
+
+def tiny() -> nn.Module:
+    first = [nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
+    return nn.Sequential(*first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+
+@pytest.mark.parametrize("batch", [1 + 1, 64])
+def test_memory_by_hand(batch):
+    weights = 27 * 4 + 2 * 4 + 4 * 5 + 5
+    buffers = 4 * 2 * 4 + 8  # running mean and variance, a count of eight bytes
+    assert memory(tiny, (3, 8, 8), batch) == 3 * 4 * weights + buffers + saved_by_hand(batch)
+
+
+def test_memory_of_a_network_that_no_machine_holds():
+    wide = 10**6
+    estimate = memory(lambda: nn.Sequential(nn.Flatten(), nn.Linear(wide, wide)), (1, 1000, 1000), 8)
+    assert estimate == 3 * 4 * (wide**2 + wide) + 4 * 8 * wide
+
+
+def allocated(make, shape: tuple[int, int, int], batch: int) -> int:
+    """The most that a second training step holds at once, by PyTorch's profiler, weights and momentum included."""
+    net = make()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    x, y = images(batch, *shape), torch.zeros(batch, dtype=torch.long)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    step()
+    optimizer.zero_grad()
+    held = most = 2 * sum(p.nbytes for p in net.parameters()) + sum(b.nbytes for b in net.buffers()) + x.nbytes
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn_16_2", "mobilenet_v2"])
+def test_memory_is_what_a_step_allocates(name):
+    def make() -> nn.Module:
+        return create(name)
+
+    assert memory(make, (3, 32, 32), 16) == pytest.approx(allocated(make, (3, 32, 32), 16), rel=0.3)
+
+
+def test_memory_is_unknown_where_a_network_needs_its_numbers():
+    class Looking(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flatten(1)) * x.sum().item()
+
+    assert memory(lambda: Looking(12, 5), (3, 2, 2), 4) == 0
+    assert memory(lambda: nn.Linear(int(torch.ones(1).item()), 5), (3, 2, 2), 4) == 0
+    with pytest.raises(KDStudyError, match="unknown network"):
+        memory(lambda: create("resnet9"), (3, 8, 8), 4)
+    with pytest.raises(KDStudyError, match="batch = 0"):
+        memory(tiny, (3, 8, 8), 0)
+
+
+def test_memory_leaves_random_numbers_alone():
+    before = torch.get_rng_state()
+    assert memory(lambda: create("resnet8"), (3, 8, 8), 4) > 0
+    assert torch.equal(torch.get_rng_state(), before)

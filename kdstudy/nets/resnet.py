@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstudy.errors import KDStudyError, check_number
-from kdstudy.nets.staged import NETWORKS, Staged, assemble, conv
+from kdstudy.nets.staged import Staged, assemble, conv, named, norm_relu
 
 DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 class Subsample(nn.Module):
@@ -34,18 +35,30 @@ class Subsample(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm, plus the shortcut if there is one, then ReLU."""
+    """A body that ends in batch norm, plus the shortcut if there is one, then ReLU."""
 
-    def __init__(self, inner: int, outer: int, stride: int, shortcut: nn.Module | None) -> None:
+    def __init__(self, shortcut: nn.Module | None, body: nn.Sequential) -> None:
         super().__init__()
-        first = [conv(inner, outer, stride=stride), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)]
-        self.body = nn.Sequential(*first, conv(outer, outer), nn.BatchNorm2d(outer))
+        self.body = body
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outer, ceil(h / stride), ceil(w / stride)) for (B, inner, h, w)."""
         y = self.body(x)
         return F.relu(y if self.shortcut is None else y + self.shortcut(x))
+
+
+def _basic(inner: int, outer: int, stride: int) -> nn.Sequential:
+    """Return two 3x3 convolutions with batch norm."""
+    first = [conv(inner, outer, stride=stride), *norm_relu(outer)]
+    return nn.Sequential(*first, conv(outer, outer), nn.BatchNorm2d(outer))
+
+
+def _bottleneck(inner: int, outer: int, stride: int) -> nn.Sequential:
+    """Return a 1x1, a 3x3 and a 1x1 convolution with batch norm, the first two of a quarter of the channels."""
+    narrow = outer // 4
+    first = [conv(inner, narrow, 1), *norm_relu(narrow), conv(narrow, narrow, stride=stride), *norm_relu(narrow)]
+    return nn.Sequential(*first, conv(narrow, outer, 1), nn.BatchNorm2d(outer))
 
 
 def _shortcut(inner: int, outer: int, stride: int, residual: bool | None) -> nn.Module | None:
@@ -58,12 +71,21 @@ def _shortcut(inner: int, outer: int, stride: int, residual: bool | None) -> nn.
     return nn.Sequential(conv(inner, outer, 1, stride), nn.BatchNorm2d(outer))
 
 
-def _stage(blocks: int, inner: int, outer: int, stride: int, residual: bool | None) -> nn.Module:
+def _stage(
+    blocks: int,
+    inner: int,
+    outer: int,
+    stride: int,
+    residual: bool | None = None,
+    body: Callable[[int, int, int], nn.Sequential] = _basic,
+) -> nn.Module:
     steps = [(inner, stride)] + [(outer, 1)] * (blocks - 1)
-    return nn.Sequential(*(Block(c, outer, s, _shortcut(c, outer, s, residual)) for c, s in steps))
+    return nn.Sequential(*(Block(_shortcut(c, outer, s, residual), body(c, outer, s)) for c, s in steps))
 
 
-def resnet(depth: int, num_classes: int, channels: int, width: int, residual: bool | None) -> Staged:
+def resnet(
+    depth: int, num_classes: int, channels: int, width: int, residual: bool | None, stem: int | None = None
+) -> Staged:
     """Return a ResNet of depth 6n + 2: a 3x3 convolution, three stages of n blocks, a linear classifier.
 
     A block is y = ReLU(f(x) + s(x)); stages have `width`, 2 `width` and 4 `width` channels, and the second
@@ -77,6 +99,7 @@ def resnet(depth: int, num_classes: int, channels: int, width: int, residual: bo
         residual: None for the network that KD papers report, whose s is a 1x1 convolution with batch norm
             where the shape changes. True and False are twins of equal parameter count: True keeps every s
             (subsampling and zero padding where the shape changes), False cuts every s.
+        stem: channels of the first convolution; None makes them `width`.
 
     Returns:
         A network for images (B, channels, H, W) of any size.
@@ -96,20 +119,82 @@ def resnet(depth: int, num_classes: int, channels: int, width: int, residual: bo
         raise KDStudyError(f"depth = {depth!r}: must be 6n + 2 with n of at least 1")
     if residual is not None and not isinstance(residual, bool):
         raise KDStudyError(f"residual = {residual!r}: must be True, False or left out")
-    n, last = (depth - 2) // 6, 4 * width
-    stem = nn.Sequential(conv(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-    shapes = ((width, width, 1), (width, 2 * width, 2), (2 * width, last, 2))
-    return assemble(stem, [_stage(n, *shape, residual) for shape in shapes], [], last, num_classes)
+    n, first, last = (depth - 2) // 6, stem or width, 4 * width
+    shapes = ((first, width, 1), (width, 2 * width, 2), (2 * width, last, 2))
+    return assemble(_stem(channels, first), [_stage(n, *shape, residual) for shape in shapes], [], last, num_classes)
+
+
+def _stem(channels: int, width: int) -> nn.Module:
+    return nn.Sequential(conv(channels, width), *norm_relu(width))
+
+
+def resnet4(blocks: Sequence[int], bottleneck: bool, num_classes: int, channels: int, width: int) -> Staged:
+    """Return a ResNet of four stages for small images: ImageNet's, with a 3x3 convolution as its stem.
+
+    A block is y = ReLU(f(x) + s(x)), where s is a 1x1 convolution with batch norm if the shape changes and x
+    itself if not; stages 2, 3 and 4 halve the map. The stride of a bottleneck is in its 3x3 convolution. Taps
+    are taken after the ReLU.
+
+    Args:
+        blocks: blocks in each stage.
+        bottleneck: whether f is a bottleneck of three convolutions, with four times the channels outside.
+        num_classes: number of logits.
+        channels: channels of an image.
+        width: channels of the stem, at least 1; stages have 1, 2, 4 and 8 times as many inside.
+
+    Returns:
+        A network for images (B, channels, H, W) of any size.
+
+    Raises:
+        KDStudyError: if width is out of its range.
+
+    Example:
+        >>> sum(p.numel() for p in resnet4((2, 2, 2, 2), False, 100, 3, 64).parameters())
+        11220132
+
+    Source:
+        He et al. 2016, table 1; stem and strides as in RepDistiller's ``models/resnetv2.py``.
+    """
+    check_number("width", width, low=1, whole=True)
+    body, wide = (_bottleneck, 4 * width) if bottleneck else (_basic, width)
+    inner, stages = width, []
+    for i, number in enumerate(blocks):
+        outer = wide * 2**i
+        stages.append(_stage(number, inner, outer, 1 if i == 0 else 2, body=body))
+        inner = outer
+    return assemble(_stem(channels, width), stages, [], inner, num_classes)
 
 
 def _factory(depth: int) -> Callable[..., Staged]:
     def factory(num_classes: int = 10, channels: int = 3, width: int = 16, residual: bool | None = None) -> Staged:
         return resnet(depth, num_classes, channels, width, residual)
 
-    factory.__name__ = factory.__qualname__ = f"resnet{depth}"
-    factory.__doc__ = f"CIFAR ResNet of depth {depth} (6n+2 with n = {(depth - 2) // 6}), He et al. 2016."
+    return factory
+
+
+def _times4(depth: int) -> Callable[..., Staged]:
+    def factory(num_classes: int = 10, channels: int = 3, width: int = 16, residual: bool | None = None) -> Staged:
+        check_number("width", width, low=1, whole=True)
+        return resnet(depth, num_classes, channels, 4 * width, residual, 2 * width)
+
+    return factory
+
+
+def _four(depth: int) -> Callable[..., Staged]:
+    def factory(num_classes: int = 10, channels: int = 3, width: int = 64) -> Staged:
+        return resnet4(BLOCKS[depth], depth >= 50, num_classes, channels, width)
+
     return factory
 
 
 for _depth in DEPTHS:
-    NETWORKS.register(f"resnet{_depth}")(_factory(_depth))
+    _n = (_depth - 2) // 6
+    named(_factory(_depth), f"resnet{_depth}", f"CIFAR ResNet of depth {_depth} (6n+2 with n = {_n}), He et al. 2016.")
+for _depth in (8, 32):
+    named(
+        _times4(_depth),
+        f"resnet{_depth}x4",
+        f"CIFAR ResNet of depth {_depth} with four times the channels, twice in its stem (RepDistiller).",
+    )
+for _depth in BLOCKS:
+    named(_four(_depth), f"resnet{_depth}", f"ResNet-{_depth} with a 3x3 stem for small images, He et al. 2016.")

@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
 from kdstudy.errors import unknown
-from kdstudy.registry import Registry
+from kdstudy.registry import Entry, Registry
 
-NETWORKS = Registry("network")
+
+class Networks(Registry):
+    """The registry of networks, which also finds those of other libraries, named ``LIBRARY:NAME``.
+
+    Attributes:
+        libraries: by a library's name, what makes a factory from a network's name there.
+
+    Example:
+        >>> nets = Networks("network")
+        >>> nets.libraries["blank"] = lambda name: lambda num_classes, channels: nn.Linear(channels, num_classes)
+        >>> nets["blank:linear"].name, nets.make("blank:linear", num_classes=5, channels=3)
+        ('blank:linear', Linear(in_features=3, out_features=5, bias=True))
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.libraries: dict[str, Callable[[str], Callable[..., nn.Module]]] = {}
+
+    def __missing__(self, name: str) -> Entry:
+        library, colon, rest = str(name).partition(":")
+        if colon and library in self.libraries:
+            return Entry(name, self.libraries[library](rest), 1)
+        raise unknown(self.kind, name, [*self, *(f"{library}:NAME" for library in self.libraries)])
+
+
+NETWORKS = Networks("network")
 
 
 class Staged(nn.Sequential):
     """A network whose stages have names and run one after the other.
 
-    Every network of kdstudy has the stages ``stem, stage1, stage2, stage3, pool, logits``: feature maps
-    (B, c, h, w), then the pooled vector (B, c), then the classifier's output (B, C).
+    Every network of kdstudy has the stages ``stem, stage1 ... stageN, pool, logits``: feature maps
+    (B, c, h, w), then the pooled vector (B, c), then the classifier's output (B, C). N is 3 for ``resnet20``
+    and its like, for ``wrn_D_K`` and the ShuffleNets; it is 4 for ``resnet18, 34, 50``, ``vggD``, whose five
+    blocks are the stem and four stages, and ``mobilenet_v2``.
 
     Args:
         stages: the stages by name, in the order they run.
@@ -81,28 +108,42 @@ class Staged(nn.Sequential):
         return tail
 
 
-def conv(inner: int, outer: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+def conv(inner: int, outer: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Return a size x size convolution without bias whose output has ceil(h / stride) rows."""
-    return nn.Conv2d(inner, outer, size, stride, padding=size // 2, bias=False)
+    return nn.Conv2d(inner, outer, size, stride, padding=size // 2, groups=groups, bias=False)
+
+
+def norm_relu(channels: int) -> list[nn.Module]:
+    """Return batch norm and a ReLU in place."""
+    return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+
+
+def named(factory: Callable[..., Staged], name: str, summary: str) -> Callable[..., Staged]:
+    """Register a factory, made in a loop, under a name and a docstring of its own."""
+    factory.__name__ = factory.__qualname__ = name
+    factory.__doc__ = summary
+    return NETWORKS.register(name)(factory)
 
 
 def assemble(stem: nn.Module, stages: list[nn.Module], pool: list[nn.Module], width: int, num_classes: int) -> Staged:
-    """Return the network of a stem, three stages, global average pooling and a linear classifier.
+    """Return the network of a stem, its stages, global average pooling and a linear classifier.
 
-    Convolutions start from a normal distribution of variance 2 / fan_out (He et al. 2015), batch norm from
-    weight 1 and bias 0, the classifier from PyTorch's default.
+    Convolutions start from a normal distribution of variance 2 / fan_out (He et al. 2015) and, if they have
+    one, bias 0; batch norm from weight 1 and bias 0, the classifier from PyTorch's default.
 
     Args:
         stem: images to the first feature map.
-        stages: three modules, maps to maps.
+        stages: modules, maps to maps.
         pool: what comes before the average over positions, if anything.
         width: channels of the last map.
         num_classes: number of logits.
     """
-    named = {f"stage{i}": stage for i, stage in enumerate(stages, 1)}
+    by_name = {f"stage{i}": stage for i, stage in enumerate(stages, 1)}
     pooled = nn.Sequential(*pool, nn.AdaptiveAvgPool2d(1), nn.Flatten())  # (B, width)
-    net = Staged({"stem": stem, **named, "pool": pooled, "logits": nn.Linear(width, num_classes)})
+    net = Staged({"stem": stem, **by_name, "pool": pooled, "logits": nn.Linear(width, num_classes)})
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return net

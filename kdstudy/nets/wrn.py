@@ -8,23 +8,23 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from kdstudy.errors import KDStudyError, check_number
-from kdstudy.nets.staged import NETWORKS, Staged, assemble, conv
+from kdstudy.nets.staged import Staged, assemble, conv, named, norm_relu
 
 DEPTHS = (10, 16, 22, 28, 40)
 FACTORS = (1, 2, 4, 6, 8, 10)
 
 
 class PreActivation(nn.Module):
-    """Batch norm and ReLU before each of two 3x3 convolutions, plus the shortcut.
+    """Batch norm and ReLU before each convolution, plus the shortcut.
 
     The shortcut is the input itself, or a 1x1 convolution of the activated input where channels change.
+    There are two 3x3 convolutions, or a 1x1, a 3x3 and a 1x1, the first two of a quarter of the channels.
     """
 
-    def __init__(self, inner: int, outer: int, stride: int) -> None:
+    def __init__(self, inner: int, outer: int, stride: int, bottleneck: bool = False) -> None:
         super().__init__()
-        self.activate = nn.Sequential(nn.BatchNorm2d(inner), nn.ReLU(inplace=True))
-        second = [nn.BatchNorm2d(outer), nn.ReLU(inplace=True), conv(outer, outer)]
-        self.body = nn.Sequential(conv(inner, outer, stride=stride), *second)
+        self.activate = nn.Sequential(*norm_relu(inner))
+        self.body = _bottleneck(inner, outer, stride) if bottleneck else _basic(inner, outer, stride)
         self.shortcut = None if inner == outer else conv(inner, outer, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,9 +34,21 @@ class PreActivation(nn.Module):
         return y + (x if self.shortcut is None else self.shortcut(active))
 
 
-def _stage(blocks: int, inner: int, outer: int, stride: int) -> nn.Module:
-    rest = [PreActivation(outer, outer, 1) for _ in range(blocks - 1)]
-    return nn.Sequential(PreActivation(inner, outer, stride), *rest)
+def _basic(inner: int, outer: int, stride: int) -> nn.Sequential:
+    second = [*norm_relu(outer), conv(outer, outer)]
+    return nn.Sequential(conv(inner, outer, stride=stride), *second)
+
+
+def _bottleneck(inner: int, outer: int, stride: int) -> nn.Sequential:
+    narrow = outer // 4
+    second = [*norm_relu(narrow), conv(narrow, narrow, stride=stride), *norm_relu(narrow), conv(narrow, outer, 1)]
+    return nn.Sequential(conv(inner, narrow, 1), *second)
+
+
+def stage(blocks: int, inner: int, outer: int, stride: int, bottleneck: bool = False) -> nn.Module:
+    """Return blocks with pre-activation, of which the first has the stride."""
+    rest = [PreActivation(outer, outer, 1, bottleneck) for _ in range(blocks - 1)]
+    return nn.Sequential(PreActivation(inner, outer, stride, bottleneck), *rest)
 
 
 def wrn(depth: int, factor: int, num_classes: int, channels: int, width: int) -> Staged:
@@ -71,21 +83,21 @@ def wrn(depth: int, factor: int, num_classes: int, channels: int, width: int) ->
         raise KDStudyError(f"depth = {depth!r}: must be 6n + 4 with n of at least 1")
     n, wide = (depth - 4) // 6, factor * width
     shapes = ((width, wide, 1), (wide, 2 * wide, 2), (2 * wide, 4 * wide, 2))
-    pool = [nn.BatchNorm2d(4 * wide), nn.ReLU(inplace=True)]
-    return assemble(conv(channels, width), [_stage(n, *shape) for shape in shapes], pool, 4 * wide, num_classes)
+    stages = [stage(n, *shape) for shape in shapes]
+    return assemble(conv(channels, width), stages, norm_relu(4 * wide), 4 * wide, num_classes)
 
 
 def _factory(depth: int, factor: int) -> Callable[..., Staged]:
     def factory(num_classes: int = 10, channels: int = 3, width: int = 16) -> Staged:
         return wrn(depth, factor, num_classes, channels, width)
 
-    factory.__name__ = factory.__qualname__ = f"wrn_{depth}_{factor}"
-    factory.__doc__ = (
-        f"Wide ResNet of depth {depth} (6n+4 with n = {(depth - 4) // 6}) and widening factor {factor}, "
-        "Zagoruyko & Komodakis 2016."
-    )
     return factory
 
 
 for _depth, _factor in itertools.product(DEPTHS, FACTORS):
-    NETWORKS.register(f"wrn_{_depth}_{_factor}")(_factory(_depth, _factor))
+    named(
+        _factory(_depth, _factor),
+        f"wrn_{_depth}_{_factor}",
+        f"Wide ResNet of depth {_depth} (6n+4 with n = {(_depth - 4) // 6}) and widening factor {_factor}, "
+        "Zagoruyko & Komodakis 2016.",
+    )
