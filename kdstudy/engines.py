@@ -19,10 +19,7 @@ from typing import Any
 
 import torch
 
-from kdstudy.data import DATASETS
 from kdstudy.errors import KDStudyError, unknown
-from kdstudy.method import METHODS
-from kdstudy.nets import NETWORKS
 from kdstudy.recipe import default_device
 from kdstudy.runs import Run
 from kdstudy.store import Store
@@ -71,13 +68,7 @@ def _choose(runs: Sequence[Run]) -> str:
     work = sum(run.recipe.last_epoch * len(run.data.load().train) for run in runs)
     worthwhile = len(runs) > 1 and work > 50_000 and torch.get_num_threads() > 1
     on_cpu = default_device().type == "cpu"
-    return "workers" if worthwhile and on_cpu and all(map(_shipped, runs)) else "here"
-
-
-def _shipped(run: Run) -> bool:
-    """Return whether a fresh process knows all that a run names: what a notebook registers it does not."""
-    named = (NETWORKS[run.net.name], DATASETS[run.data.name], METHODS[run.method])
-    return all(isinstance(entry.version, int) for entry in named) and all(map(_shipped, run.teachers))
+    return "workers" if worthwhile and on_cpu and all(run.shipped for run in runs) else "here"
 
 
 def here(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:

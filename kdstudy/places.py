@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from kdstudy.errors import KDStudyError
 
 
 def project() -> Path:
@@ -36,14 +41,41 @@ def runs_root() -> Path:
     return _place("KDSTUDY_RUNS", "runs")
 
 
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Say in one line what cannot be written, and how to write elsewhere.
+
+    Args:
+        place: what is being written.
+
+    Raises:
+        KDStudyError: naming the place and the reason, if the system refuses.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
+        elsewhere = "KDSTUDY_RUNS and KDSTUDY_DATA name other folders for runs and data"
+        raise KDStudyError(f"cannot write {place}: {reason}; {elsewhere}") from error
+
+
 def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a passing name, then give it its own: a reader finds it whole or not at all.
 
     Args:
         file: where it is to be; the folder is made if need be.
         write: writes the content to the path it is given.
+
+    Raises:
+        KDStudyError: if it cannot be written; nothing is left of it then.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    write(partial)
-    os.replace(partial, file)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(partial)
+            os.replace(partial, file)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise

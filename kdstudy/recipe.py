@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from kdstudy.errors import KDStudyError, check_number
+from kdstudy.errors import KDStudyError, check_number, unknown
 from kdstudy.replay import Precision, has_bfloat16
 from kdstudy.schedules import Schedule, steps
 
@@ -22,7 +23,7 @@ class Recipe:
     The defaults are the protocol of the CIFAR-100 benchmark most KD papers compare on (RepDistiller).
 
     Attributes:
-        epochs: the length of the schedule.
+        epochs: the length of the schedule; 0 only evaluates a network that starts from trained weights.
         stop: the epoch after which training ends although its schedule is longer, which gives the raw
             checkpoint of a long schedule; None trains to its end.
         batch: images a step; the images left over at an epoch's end, fewer than a batch, sit it out.
@@ -38,9 +39,9 @@ class Recipe:
         KDStudyError: if a value is out of its range.
 
     Example:
-        >>> Recipe(epochs=0)
+        >>> Recipe(epochs=-1)
         Traceback (most recent call last):
-        kdstudy.errors.KDStudyError: epochs = 0: must be an integer of at least 1
+        kdstudy.errors.KDStudyError: epochs = -1: must be an integer of at least 0
     """
 
     epochs: int = 240
@@ -55,7 +56,7 @@ class Recipe:
     live: bool = False
 
     def __post_init__(self) -> None:
-        check_number("epochs", self.epochs, low=1, whole=True)
+        check_number("epochs", self.epochs, low=0, whole=True)
         check_number("batch", self.batch, low=2, whole=True)
         check_number("learning_rate", self.learning_rate, low=0, above=True)
         check_number("momentum", self.momentum, low=0, high=1)
@@ -85,8 +86,35 @@ class Recipe:
 
 
 def default_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the device that `KDSTUDY_DEVICE` names; without it the GPU where there is one, else the CPU.
+
+    Raises:
+        KDStudyError: if it is not there.
+    """
+    return find_device(os.environ.get("KDSTUDY_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """Return a device by name, after looking that it is there.
+
+    Args:
+        name: "cpu", "cuda", or one of several GPUs as "cuda:1".
+
+    Raises:
+        KDStudyError: if it is none of these, or not there.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    kind, _, number = str(name).partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise unknown("device", str(name), ("cpu", "cuda", "cuda:1"))
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= there:
+        found = f"{there} GPUs" if there else "no GPU"
+        raise KDStudyError(f"device {str(name)!r}: torch {torch.__version__} sees {found} here; 'cpu' is always there")
+    return torch.device(name)
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:

@@ -90,6 +90,10 @@ class Registry(dict[str, Entry]):
     def __missing__(self, name: str) -> Entry:
         raise unknown(self.kind, name, self)
 
+    def ships(self, name: str) -> bool:
+        """Return whether what has this name comes with kdstudy."""
+        return (self.get(name) or self[name]).shipped
+
     def check(self, name: str, args: Mapping[str, Any]) -> Entry:
         """Return the entry called `name` after checking that it takes `args`."""
         entry = self[name]

@@ -3,65 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+import torch
+
 import kdstudy.methods  # noqa: F401  (entering the methods in the registry)
 from kdstudy import nets
-from kdstudy.data import Data, Dataset
+from kdstudy.data import DATASETS, Data, Dataset
 from kdstudy.errors import KDStudyError, check_number
+from kdstudy.memory import available_memory, size_text
 from kdstudy.method import METHODS, Method
 from kdstudy.nets import NETWORKS
-from kdstudy.recipe import Recipe, seeded
+from kdstudy.networks import Net, Pretrained
+from kdstudy.recipe import Recipe, default_device, seeded
 from kdstudy.replay import Average
 from kdstudy.schedules import Schedule
 from kdstudy.store import Result, Store, canonical
+from kdstudy.stored import table
 from kdstudy.train import check_teachers
 
+__all__ = ["LOOP_VERSION", "Run", "table"]
+
 LOOP_VERSION = 2  # raised whenever the loop changes results
-
-
-class Net:
-    """The frozen value that names a network in a `Run`.
-
-    Args:
-        name: a registered network.
-        **args: the arguments of its factory, such as ``residual`` or ``width``.
-
-    Raises:
-        KDStudyError: for an unknown name or argument.
-
-    Example:
-        >>> Net("resnet8", residual=False)
-        Net('resnet8', residual=False)
-    """
-
-    def __init__(self, name: str, **args: Any) -> None:
-        NETWORKS.check(name, args)
-        self.name = name
-        self.args: Mapping[str, Any] = args
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Net) and (self.name, self.args) == (other.name, other.args)
-
-    def __hash__(self) -> int:
-        return hash((self.name, tuple(sorted(self.args.items()))))
-
-    def __repr__(self) -> str:
-        return f"Net({', '.join([repr(self.name), *(f'{k}={v!r}' for k, v in self.args.items())])})"
-
-    @property
-    def label(self) -> str:
-        """The network in a table or a legend."""
-        said = ", ".join(f"{name}={value}" for name, value in self.args.items())
-        return f"{self.name} ({said})" if said else self.name
-
-    def spec(self) -> dict[str, Any]:
-        """Return what identifies the network, as JSON."""
-        entry = NETWORKS[self.name]
-        return {"name": self.name, "version": entry.version, "args": entry.said(self.args)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, init=False)
@@ -74,7 +41,8 @@ class Run:
         recipe: how it is trained.
         method: what it learns from: a registered name.
         params: the method's parameters; what is left out takes its default.
-        teachers: the runs whose networks teach it.
+        teachers: the runs whose networks teach it; a `Pretrained` stands for its network on the same data.
+        init: the weights it starts from; None draws them from the seed.
         average: what is averaged over several teachers: "probabilities" or "logits".
         seed: of its initial weights and of the order of its batches.
 
@@ -94,6 +62,7 @@ class Run:
     method: str
     params: Mapping[str, Any]
     teachers: tuple[Run, ...]
+    init: Pretrained | None
     average: Average
     seed: int
 
@@ -105,19 +74,22 @@ class Run:
         recipe: Recipe | None = None,
         method: str = "scratch",
         params: Mapping[str, Any] | None = None,
-        teachers: Iterable[Run] = (),
+        teachers: Iterable[Run | Pretrained] = (),
+        init: Pretrained | None = None,
         average: Average = "probabilities",
         seed: int = 0,
     ) -> None:
-        if isinstance(teachers, Run):
-            raise KDStudyError("teachers: must be several runs, or one as teachers=(run,)")
+        if isinstance(teachers, Run | Pretrained):
+            raise KDStudyError("teachers: must be several, or one as teachers=(run,)")
+        data = Data(data) if isinstance(data, str) else data
         said = {
             "net": Net(net) if isinstance(net, str) else net,
-            "data": Data(data) if isinstance(data, str) else data,
+            "data": data,
             "recipe": recipe or Recipe(),
             "method": method,
             "params": dict(params or {}),
-            "teachers": tuple(teachers),
+            "teachers": tuple(_evaluated(each, data) if isinstance(each, Pretrained) else each for each in teachers),
+            "init": init,
             "average": average,
             "seed": seed,
         }
@@ -136,9 +108,16 @@ class Run:
     def _check_types(self) -> None:
         """Refuse what is not a value, such as a network itself: it could be neither hashed nor made again."""
         fields = [("net", self.net, Net), ("data", self.data, Data), ("recipe", self.recipe, Recipe)]
-        for name, value, kind in [*fields, *(("teachers", teacher, Run) for teacher in self.teachers)]:
+        fields += [("teachers", teacher, Run) for teacher in self.teachers]
+        fields += [("init", self.init, Pretrained)] if self.init is not None else []
+        for name, value, kind in fields:
             if not isinstance(value, kind):
                 raise KDStudyError(f"{name}: is a {type(value).__name__}, must be a {kind.__name__}")
+        if self.init is not None and self.init.net != self.net:
+            held, own = self.init.net.label, self.net.label
+            raise KDStudyError(f"init: {self.init.file.name} holds a {held}, the run has a {own}")
+        if self.init is None and self.recipe.epochs == 0:
+            raise KDStudyError("epochs = 0: must be an integer of at least 1, unless init gives trained weights")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and self.key == other.key
@@ -155,15 +134,23 @@ class Run:
         made: Method = METHODS.make(self.method, **self.params)
         return made
 
-    def make_net(self, dataset: Dataset, *stream: str | int) -> nets.Staged:
+    def make_net(self, dataset: Dataset, *stream: str | int) -> nets.Network:
         """Return the network with initial weights drawn from one of the run's random streams."""
         with seeded(self.seed, "init", *stream):
-            return nets.create(
-                self.net.name,
-                num_classes=dataset.num_classes,
-                channels=dataset.shape[0],
-                **self.net.args,
-            )
+            net = self.net.make(dataset)
+        return net if self.init is None else self.init.wrap(net, dataset)
+
+    def check(self) -> None:
+        """Refuse, before any training, what only the data can tell.
+
+        Raises:
+            KDStudyError: if a teacher has other classes or takes other images than the data, or if the
+                training needs more memory than there is.
+        """
+        dataset = self.data.load()
+        for teacher in self.teachers:
+            _check_classes(teacher, self, dataset)
+        _check_memory(self, dataset)
 
     def spec(self) -> dict[str, Any]:
         """Return what identifies the run, as JSON; what equals its declared default is left out."""
@@ -180,14 +167,41 @@ class Run:
             said["seed"] = self.seed
         if self.teachers:
             said["teachers"] = [teacher.spec() for teacher in self.teachers]
+        if self.init is not None:
+            said["init"] = self.init.spec()
         if self.average != "probabilities" and len(self.teachers) > 1:
             said["average"] = self.average
         return said
 
-    @cached_property
+    @property
     def key(self) -> str:
-        """The run's identity: 20 hexadecimal digits of the SHA-256 of its canonical JSON."""
-        return hashlib.sha256(canonical(self.spec()).encode()).hexdigest()[:20]
+        """The run's identity: 20 hexadecimal digits of the SHA-256 of its canonical JSON.
+
+        What a notebook defines may be edited at any time, so only a run of what ships with kdstudy keeps its key.
+        """
+        if not self.shipped:
+            return _key(self)
+        return self._shipped_key
+
+    @cached_property
+    def _shipped_key(self) -> str:
+        return _key(self)
+
+    def _line(self, below: tuple[Run, ...] = ()) -> Iterator[Run]:
+        """Yield the run and all it depends on; refuse a circle."""
+        if any(run is self for run in below):
+            raise KDStudyError(f"{self.net.label} {self.method} seed {self.seed}: asks for itself as teacher")
+        yield self
+        for teacher in self.teachers:
+            yield from teacher._line((*below, self))
+
+    @property
+    def shipped(self) -> bool:
+        """Whether all it names comes with kdstudy, so that a fresh process knows it."""
+        return all(
+            NETWORKS.ships(run.net.name) and DATASETS.ships(run.data.name) and METHODS.ships(run.method)
+            for run in self._line()
+        )
 
     @property
     def label(self) -> str:
@@ -204,3 +218,45 @@ def _recipe_spec(recipe: Recipe) -> dict[str, Any]:
     default = Recipe()
     said = {k: v for k, v in vars(recipe).items() if v != getattr(default, k)}
     return {k: v.spec() if isinstance(v, Schedule) else v for k, v in said.items()}
+
+
+def _evaluated(weights: Pretrained, data: Data) -> Run:
+    """Return the run that evaluates trained weights as they are."""
+    return Run(weights.net, data=data, recipe=Recipe(epochs=0), init=weights)
+
+
+def _key(run: Run) -> str:
+    return hashlib.sha256(canonical(run.spec()).encode()).hexdigest()[:20]
+
+
+def _check_classes(teacher: Run, student: Run, dataset: Dataset) -> None:
+    """Refuse a teacher whose logits are of other classes than the labels, or which takes other images."""
+    taught = teacher.data.load()
+    where = f"{student.label}: its teacher {teacher.net.label} was trained on {taught.name}"
+    if taught.num_classes != dataset.num_classes:
+        raise KDStudyError(f"{where} with {taught.num_classes} classes, {dataset.name} has {dataset.num_classes}")
+    if taught.shape[0] != dataset.shape[0]:
+        raise KDStudyError(f"{where} with {taught.shape[0]} channels, {dataset.name} has {dataset.shape[0]}")
+    for name in set(taught.classes) & set(dataset.classes):
+        places = taught.classes.index(name), dataset.classes.index(name)
+        if places[0] != places[1]:
+            numbers = f"number {places[0]}; in {dataset.name} it is {places[1]}"
+            raise KDStudyError(f"{where}, where class {name!r} is {numbers}")
+
+
+def _check_memory(run: Run, dataset: Dataset) -> None:
+    """Refuse a training that needs more memory than there is."""
+    needed = _memory(run.net, dataset.num_classes, dataset.shape, run.recipe.batch)
+    device = default_device()
+    free = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if needed > free:
+        raise KDStudyError(
+            f"{run.label}: training takes about {size_text(needed)} with batch {run.recipe.batch}, "
+            f"{size_text(free)} are free: take a smaller network or batch"
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _memory(net: Net, num_classes: int, shape: tuple[int, int, int], batch: int) -> int:
+    make = functools.partial(nets.create, net.name, num_classes=num_classes, channels=shape[0], **net.args)
+    return nets.memory(make, shape, batch)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import importlib.metadata
 import itertools
 import json
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 from kdstudy import metrics, nets
 from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
-from kdstudy.places import runs_root, write_atomically
+from kdstudy.places import runs_root, write_atomically, writing
 from kdstudy.replay import average_logits
 from kdstudy.train import Training, predict
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from kdstudy.runs import Run
 
 CHECKPOINT_SECONDS = 30.0
+FILES = ("spec.json", "history.jsonl", "predictions.safetensors", "weights.safetensors")
+FORMAT = 1  # raised when what lies in a run's folder changes so that an older kdstudy would misread it
 
 
 def canonical(spec: Any) -> str:
@@ -81,7 +86,8 @@ class Result:
     def network(self, device: torch.device | None = None) -> nn.Module:
         """Return the trained network, in evaluation mode."""
         training = _prepare(self.run, self.run.data.load(), None, device)
-        training.net.load_state_dict(load_file(self.folder / "weights.safetensors"))
+        file = self.folder / "weights.safetensors"
+        nets.load_weights(training.net, load_file(file), source=str(file))
         return training.net.eval()
 
 
@@ -103,14 +109,15 @@ class Store:
         """Return a finished run, or None where it is not finished.
 
         Raises:
-            KDStudyError: if what is stored under its key is another run.
+            KDStudyError: if what is stored under its key is another run, or was written by a newer kdstudy.
         """
         folder = self.folder(run)
         if not (folder / "result.json").exists():
             return None
+        result = read_result(folder)
         if json.loads((folder / "spec.json").read_text()) != json.loads(canonical(run.spec())):
             raise KDStudyError(f"{folder} holds another run than {run.label}: move it away")
-        return Result(run, folder, json.loads((folder / "result.json").read_text())["metrics"])
+        return Result(run, folder, result["metrics"])
 
     def train(self, run: Run) -> Result:
         """Return a finished run, training it first if need be; its teachers too.
@@ -135,25 +142,48 @@ class Store:
         if self.find(run):
             return
         taught_by = [self.train(teacher) for teacher in run.teachers]
-        self.root.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self.root / f"{run.key}.lock"):
+        with self._lock(run):
             if not self.find(run):
                 yield from self._epochs(run, taught_by)
+
+    def _lock(self, run: Run) -> filelock.BaseFileLock:
+        """Return the lock of a run, held."""
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.root / f"{run.key}.lock")
+            lock.acquire()
+        return lock
 
     def _epochs(self, run: Run, taught_by: list[Result]) -> Iterator[dict[str, Any]]:
         folder = self.folder(run)
         write_atomically(folder / "spec.json", lambda file: file.write_text(canonical(run.spec())))
-        recordings = self.root / "recordings"
-        training = _prepare(run, run.data.load(), recordings, None, [t.network() for t in taught_by])
-        _resume(training, folder / "checkpoint.safetensors")
-        saved = time.monotonic()
-        for record in training.epochs():
-            yield record
-            if time.monotonic() - saved > CHECKPOINT_SECONDS and not training.finished:
-                _checkpoint(training, folder / "checkpoint.safetensors")
-                saved = time.monotonic()
-        _finish(training, run, folder, taught_by)
+        with _within_memory(run):
+            training = _prepare(run, run.data.load(), self.root / "recordings", None, [t.network() for t in taught_by])
+            if run.init is not None:
+                run.init.load(training.student)
+            _resume(training, folder / "checkpoint.safetensors")
+            saved = time.monotonic()
+            for record in training.epochs():
+                yield record
+                if time.monotonic() - saved > CHECKPOINT_SECONDS and not training.finished:
+                    _checkpoint(training, folder / "checkpoint.safetensors")
+                    saved = time.monotonic()
+            _finish(training, run, folder, taught_by)
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+@contextmanager
+def _within_memory(run: Run) -> Iterator[None]:
+    """Say in one line that memory did not suffice; torch says it in many, with various errors."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
+            raise
+        raise KDStudyError(
+            f"{run.label}: out of memory with batch {run.recipe.batch}: "
+            "take a smaller network or batch, a subset of the data, or stream it"
+        ) from error
 
 
 def _prepare(
@@ -190,6 +220,10 @@ def _resume(training: Training, file: Path) -> None:
         tensors = load_file(file)
     except (FileNotFoundError, SafetensorError):
         return
+    for name, now in training.state().items():
+        if name in tensors and tensors[name].shape != now.shape:
+            shapes = f"{tuple(tensors[name].shape)} in it, {tuple(now.shape)} in the run"
+            raise KDStudyError(f"{file}: is of another network: {name} is {shapes}; remove it to start anew")
     training.load(tensors, json.loads(said["history"]), int(said["best_epoch"]))
 
 
@@ -214,13 +248,34 @@ def _finish(training: Training, run: Run, folder: Path, taught_by: list[Result])
         "flops": nets.flops(net, data.shape),
         "train_seconds": sum(record["seconds"] for record in training.history),
     }
-    kept = {**logits, "train": logits["train"].half(), "epochs": torch.stack(training.predictions)}
+    predicted = torch.stack(training.predictions) if training.predictions else torch.empty(0, len(data.train)).short()
+    kept = {**logits, "train": logits["train"].half(), "epochs": predicted}
     history = "".join(json.dumps(record) + "\n" for record in training.history)
     write_atomically(folder / "history.jsonl", lambda file: file.write_text(history))
     write_atomically(folder / "predictions.safetensors", lambda file: save_file(kept, file))
     write_atomically(folder / "weights.safetensors", lambda file: save_file(weights, file))
-    result = {"metrics": measured, "provenance": _provenance(training)}
+    result = {"format": FORMAT, "metrics": measured, "provenance": _provenance(training), "files": _digests(folder)}
     write_atomically(folder / "result.json", lambda file: file.write_text(json.dumps(result, indent=1)))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a finished run but its result."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return what a finished run's `result.json` says.
+
+    Raises:
+        KDStudyError: if it was written by a newer kdstudy.
+    """
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    if result.get("format", 1) > FORMAT:
+        raise KDStudyError(
+            f"{folder} was written by a newer kdstudy (store format {result['format']}, this one reads {FORMAT}): "
+            "upgrade kdstudy, or name another store with KDSTUDY_RUNS"
+        )
+    return result
 
 
 def _quality(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
@@ -236,6 +291,8 @@ def _quality(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict
 
 def _best(training: Training, labels: Tensor) -> dict[str, float]:
     """Return the epoch that did best on validation, and its network's accuracy on test."""
+    if not training.history:
+        return {}
     epoch, weights = training.best
     best = copy.deepcopy(training.net)
     best.load_state_dict(weights)

@@ -16,7 +16,7 @@ from kdstudy import metrics
 from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.method import Hard, Method, Nets, Outputs, Step, evaluating, outputs
-from kdstudy.recipe import Recipe, default_device, derive_seed, seeded
+from kdstudy.recipe import Recipe, default_device, derive_seed, find_device, seeded
 from kdstudy.replay import Average, Precision, Recorder, autocast, average_logits
 
 EVALUATION_BATCH = 512
@@ -59,7 +59,7 @@ class Training:
         recipe: how it is trained.
         seed: of the order of batches and of the method's own parameters.
         average: what is averaged over several teachers.
-        device: where; None takes the GPU if there is one.
+        device: where, such as "cpu" or "cuda"; None takes the GPU if there is one.
         recordings: one folder a teacher in which its recorded logits are kept; None keeps none.
         fresh: makes another network like the student; None copies the student as it is.
 
@@ -84,12 +84,12 @@ class Training:
         recipe: Recipe | None = None,
         seed: int = 0,
         average: Average = "probabilities",
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         recordings: Sequence[Path] | None = None,
         fresh: Callable[[], nn.Module] | None = None,
     ) -> None:
         check_teachers(method, len(teachers))
-        self.device = device or default_device()
+        self.device = default_device() if device is None else find_device(device)
         self.recipe = recipe or Recipe()
         self.precision = self.recipe.resolve_precision(self.device)
         self.data, self.method, self.seed, self.average = data.to(self.device), method, seed, average

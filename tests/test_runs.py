@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kdstudy import Data, Net, Recipe, Run
+from kdstudy import Data, Net, Pretrained, Recipe, Run
 from kdstudy.data import DATASETS, Views
-from kdstudy.data import dataset as dataset_module
 from kdstudy.errors import KDStudyError
 from kdstudy.method import METHODS, Hard
 from kdstudy.nets import NETWORKS
+from kdstudy.recipe import find_device
 from kdstudy.runs import canonical
 from kdstudy.schedules import cosine
 
@@ -174,7 +174,7 @@ CHANGES = {
 
 
 def test_every_field_is_tried():
-    assert set(CHANGES) == {field.name for field in dataclasses.fields(Run)}
+    assert {*CHANGES, "init"} == {field.name for field in dataclasses.fields(Run)}
     tried = {
         field.name
         for change in CHANGES["recipe"]
@@ -188,6 +188,16 @@ def test_every_field_is_tried():
 def test_what_matters_changes_the_key(field):
     keys = [STUDENT.but(**change).key for change in CHANGES[field]]
     assert len({STUDENT.key, *keys}) == len(keys) + 1
+
+
+def test_the_weights_it_starts_from_change_the_key(tmp_path):
+    files = tmp_path / "one.pth", tmp_path / "other.pth"
+    for i, file in enumerate(files):
+        torch.save({"logits.bias": torch.full((10,), float(i))}, file)
+    one, other = (Pretrained(file, STUDENT.net) for file in files)
+    colour = Pretrained(files[0], STUDENT.net, mean=[0.5], std=[0.25])
+    keys = [STUDENT.but(init=init).key for init in (None, one, other, colour)]
+    assert len(set(keys)) == 4
 
 
 @pytest.mark.parametrize(
@@ -240,8 +250,9 @@ def test_a_folder_is_known_by_its_content(tmp_path):
     pixels = np.asarray(Image.open(file)).copy()
     pixels[2, 2] ^= 1
     Image.fromarray(pixels).save(file)
-    dataset_module._source.cache_clear()
-    assert there.but().key != here.key
+    again = Run("resnet8", data=f"folder:{tmp_path / 'there'}")
+    assert again.key != here.key
+    assert there.key == here.key  # what it saw first is what it means
 
 
 # A value
@@ -309,7 +320,7 @@ REFUSED = {
     "average": (lambda: student(average="logit"), "average = 'logit': must be 'probabilities' or 'logits'"),
     "no teacher": (lambda: student(teachers=()), "method 'kd': this method learns from a teacher"),
     "superfluous": (lambda: student(method="scratch"), "method 'scratch': this method takes no teacher"),
-    "bare teacher": (lambda: student(teachers=TEACHER), "teachers: must be several runs, or one as teachers=(run,)"),
+    "bare teacher": (lambda: student(teachers=TEACHER), "teachers: must be several, or one as teachers=(run,)"),
     "named teacher": (lambda: student(teachers=["resnet14"]), "teachers: is a str, must be a Run"),
 }
 
@@ -321,3 +332,83 @@ def test_what_is_wrong_is_refused_in_one_line(case):
         make()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_asks_for_itself_is_refused():
+    """No constructor makes one; a forged one ends in a line, not in a recursion."""
+    run = STUDENT.but()
+    object.__setattr__(run, "teachers", (run,))
+    for asks in (run, STUDENT.but(teachers=(run,))):
+        with pytest.raises(KDStudyError, match="asks for itself as teacher"):
+            asks.key  # noqa: B018
+
+
+# Before training
+
+
+@NETWORKS.register("vast_for_this_test")
+def vast(num_classes: int = 10, channels: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10**10), nn.Linear(10**10, num_classes))
+
+
+def test_a_student_larger_than_memory_is_refused():
+    """74e10 weights with gradient and momentum, 64 times 1e10 activations, 4 bytes each: 11.4e12 bytes."""
+    with pytest.raises(
+        KDStudyError, match=r"vast_for_this_test .*: training takes about 1[12] TB with batch 64, .* are free"
+    ):
+        Run("vast_for_this_test", data="digits").check()
+
+
+def test_a_batch_larger_than_memory_is_refused(monkeypatch):
+    run = Run("resnet8", data="digits", recipe=Recipe(batch=64))
+    run.check()
+    monkeypatch.setattr("kdstudy.runs.available_memory", lambda: 10**6)
+    with pytest.raises(KDStudyError, match=r"takes about .* with batch 64, 1.0 MB are free: take a smaller network or"):
+        run.check()
+
+
+def folder(root, *classes):
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(np.full((8, 8), 9 * i, dtype=np.uint8)).save(root / name / f"{i}.png")
+    return f"folder:{root}"
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    data = {name: folder(tmp_path / name, *name.split()) for name in ("a b", "a b c", "b c", "x y")}
+
+    def pair(teacher, student):
+        return Run("resnet8", data=data[student], method="kd", teachers=(Run("resnet8", data=data[teacher]),))
+
+    with pytest.raises(KDStudyError, match="its teacher resnet8 was trained on folder with 3 classes, folder has 2"):
+        pair("a b c", "a b").check()
+    with pytest.raises(KDStudyError, match="where class 'b' is number 1; in folder it is 0"):
+        pair("a b", "b c").check()
+    pair("a b", "x y").check()  # the same classes may be called otherwise
+
+
+def test_a_teacher_of_other_channels_is_refused(tmp_path):
+    colour = tmp_path / "colour"
+    for name in "0123456789":
+        (colour / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (8, 8), (9 * i, 0, 0)).save(colour / name / f"{i}.png")
+    teacher = Run("resnet8", data=f"folder:{colour}")
+    with pytest.raises(KDStudyError, match="trained on folder with 3 channels, digits has 1"):
+        Run("resnet8", data="digits", method="kd", teachers=(teacher,)).check()
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_refused(name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(KDStudyError, match=rf"device '{name}': torch .* sees no GPU here; 'cpu' is always there"):
+        find_device(name)
+    monkeypatch.setenv("KDSTUDY_DEVICE", name)
+    with pytest.raises(KDStudyError, match="sees no GPU here"):
+        Run("resnet8", data="digits", recipe=Recipe(epochs=1)).result()
+
+
+def test_a_device_that_cannot_be_is_refused():
+    with pytest.raises(KDStudyError, match="unknown device 'gpu': did you mean 'cpu'"):
+        find_device("gpu")

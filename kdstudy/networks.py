@@ -1,0 +1,140 @@
+"""What a run trains: a network by name, and the trained weights it may start from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdstudy import nets
+from kdstudy.data import Dataset
+from kdstudy.errors import KDStudyError
+from kdstudy.nets import NETWORKS
+
+
+class Net:
+    """The frozen value that names a network in a `Run`.
+
+    Args:
+        name: a registered network.
+        **args: the arguments of its factory, such as ``residual`` or ``width``.
+
+    Raises:
+        KDStudyError: for an unknown name or argument.
+
+    Example:
+        >>> Net("resnet8", residual=False)
+        Net('resnet8', residual=False)
+    """
+
+    def __init__(self, name: str, **args: Any) -> None:
+        NETWORKS.check(name, args)
+        self.name = name
+        self.args: Mapping[str, Any] = args
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Net) and (self.name, self.args) == (other.name, other.args)
+
+    def __hash__(self) -> int:
+        return hash((self.name, tuple(sorted(self.args.items()))))
+
+    def __repr__(self) -> str:
+        return f"Net({', '.join([repr(self.name), *(f'{k}={v!r}' for k, v in self.args.items())])})"
+
+    @property
+    def label(self) -> str:
+        """The network in a table or a legend."""
+        said = ", ".join(f"{name}={value}" for name, value in self.args.items())
+        return f"{self.name} ({said})" if said else self.name
+
+    def spec(self) -> dict[str, Any]:
+        """Return what identifies the network, as JSON."""
+        entry = NETWORKS[self.name]
+        return {"name": self.name, "version": entry.version, "args": entry.said(self.args)}
+
+    def make(self, dataset: Dataset) -> nets.Network:
+        """Return a freshly initialised network for the images and classes of a data set."""
+        return nets.create(self.name, num_classes=dataset.num_classes, channels=dataset.shape[0], **self.args)
+
+
+class Pretrained:
+    """The frozen value that names trained weights in a file: a teacher, or what a run starts from.
+
+    It is known by the file's content, not by its path. Files of safetensors and of torch are read, weights
+    only; those of RepDistiller and mdistiller fit the networks of the same names.
+
+    Args:
+        file: the file.
+        net: the network the weights are of; a registered name stands for a `Net` without arguments.
+        mean: the mean colour that the network's images were normalised with, in [0, 1], a value a channel;
+            None takes the data set's own, as kdstudy's networks have it.
+        std: their standard deviation; to be given together with `mean`.
+
+    Raises:
+        KDStudyError: if the file is not there, or only one of mean and std is given.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from kdstudy import Recipe, Run, nets
+        >>> file = Path(tempfile.mkdtemp(), "teacher.pth")
+        >>> torch.save({"model": nets.create("resnet14", channels=1).state_dict()}, file)
+        >>> teacher = Pretrained(file, "resnet14")
+        >>> student = Run("resnet8", data="digits", method="kd", teachers=(teacher,))
+        >>> student.teachers[0].recipe.epochs  # the file's network, evaluated as it is
+        0
+    """
+
+    def __init__(
+        self,
+        file: str | Path,
+        net: Net | str,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        self.file = Path(file).expanduser().absolute()
+        self.net = Net(net) if isinstance(net, str) else net
+        if not isinstance(self.net, Net):
+            raise KDStudyError(f"net: is a {type(net).__name__}, must be a Net or a network's name")
+        if (mean is None) != (std is None):
+            raise KDStudyError("mean and std: give both or neither")
+        self.mean = None if mean is None else tuple(map(float, mean))
+        self.std = None if std is None else tuple(map(float, std))
+        if not self.file.is_file():
+            raise KDStudyError(f"no file of weights at {self.file}")
+        self.digest = _digest(self.file)
+
+    def __repr__(self) -> str:
+        return f"Pretrained({self.file.name!r}, {self.net!r})"
+
+    def spec(self) -> dict[str, Any]:
+        """Return what identifies the weights, as JSON."""
+        said: dict[str, Any] = {"file": self.digest}
+        if self.mean is not None and self.std is not None:
+            said |= {"mean": self.mean, "std": self.std}
+        return said
+
+    def wrap(self, net: nets.Network, dataset: Dataset) -> nets.Network:
+        """Return a network that takes the data set's images as the file's network takes them."""
+        if self.mean is None or self.std is None:
+            return net
+        return nets.renormalised(net, (dataset.mean, dataset.std), (self.mean, self.std))
+
+    def load(self, net: nn.Module) -> None:
+        """Put the file's weights into a network as `wrap` returned it.
+
+        Raises:
+            KDStudyError: if the file has changed, cannot be read, or does not fit.
+        """
+        if _digest(self.file) != self.digest:
+            raise KDStudyError(f"{self.file} has changed since it was named: name it anew")
+        nets.load_weights(net, nets.read_weights(self.file), source=self.file.name)
+
+
+def _digest(file: Path) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
