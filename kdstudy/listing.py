@@ -1,0 +1,189 @@
+"""The store of finished runs in words: a list, a run, and how much room all of it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdstudy.errors import unknown
+from kdstudy.memory import size_text
+from kdstudy.places import runs_root
+from kdstudy.specs import data_label, depends_on, key_of, label, net_label, params_of, pretrained, recipe_of, words
+from kdstudy.stored import busy, find_key, folders, frame, reaching, read, read_all, size
+
+WIDTH = 120
+_SAID = ("net", "data", "method", "recipe", "seed", "teachers", "init")
+
+
+def aligned(table: pd.DataFrame, width: int = WIDTH) -> list[str]:
+    """Return a table as lines of aligned columns; the widest are cut until a line fits.
+
+    Args:
+        table: the table; what is missing is left blank.
+        width: the most characters a line may have.
+
+    Returns:
+        The lines, the names of the columns first.
+
+    Example:
+        >>> aligned(pd.DataFrame({"net": ["resnet8 (width=4)"], "seed": [3]}), width=12)
+        ['net     seed', 'resne…  3']
+    """
+    columns = [[str(name), *map(_cell, table[name])] for name in table]
+    widths = [max(map(len, column)) for column in columns]
+    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 2:
+        widths[widths.index(max(widths))] -= 1
+    cut = [
+        [cell if len(cell) <= w else f"{cell[: w - 1]}…" for cell in column]
+        for column, w in zip(columns, widths, strict=True)
+    ]
+    lines = zip(*cut, strict=True)
+    return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def finished(root: Path | None = None) -> pd.DataFrame:
+    """Return the finished runs that can be read as a table; `totals` says of how many that is not so."""
+    return frame(read_all(root or runs_root(), finished=True)[0])
+
+
+def unfinished(root: Path | None = None) -> pd.DataFrame:
+    """Return the unfinished runs as a table, with what is known of their state."""
+    root = root or runs_root()
+    runs, _ = read_all(root, finished=False)
+    table = frame(runs)
+    here = {run.folder.name: run.folder for run in runs}
+    table["state"] = [_state(root, here[key]) for key in table["run"]]
+    return table
+
+
+def _state(root: Path, folder: Path) -> str:
+    if busy(root, folder.name):
+        return "in training"
+    return "stopped, with a checkpoint" if (folder / "checkpoint.safetensors").exists() else "stopped"
+
+
+def pick(table: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
+    """Return the rows of some networks, methods or data.
+
+    Args:
+        table: the runs.
+        **wanted: what a column has to be, with or without its arguments; * stands for anything, None for all.
+
+    Returns:
+        The rows.
+
+    Raises:
+        KDStudyError: if no run has it, naming the nearest.
+
+    Example:
+        >>> len(pick(pd.DataFrame({"net": ["resnet8 (width=4)", "resnet8", "resnet14"]}), net="resnet8"))
+        2
+    """
+    for name, pattern in wanted.items():
+        if pattern is None:
+            continue
+        found = table[name].str.partition(" (")[0]
+        table, known = (
+            table[
+                [fnmatchcase(a, pattern) or fnmatchcase(b, pattern) for a, b in zip(found, table[name], strict=True)]
+            ],
+            set(found),
+        )
+        if known and not len(table):
+            raise unknown(f"{name} in the store", pattern, known)
+    return table
+
+
+def compact(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what fits on a line of `table` or `unfinished`: short keys, and parameters beside their method."""
+    last = ["state"] if "state" in table else ["test", "finished"]
+    params = zip(table["method"], table["params"], strict=True)
+    return pd.DataFrame(
+        {
+            "run": table["run"].str[:8],
+            "net": table["net"],
+            "data": table["data"],
+            "method": [f"{method} ({said})" if said else method for method, said in params],
+            "teacher": table["teacher"],
+            "seed": table["seed"],
+            "epochs": table["epochs"],
+            "test": table.get("test_accuracy"),
+            "finished": table["finished"].str[:16].str.replace("T", " "),
+            "state": table.get("state"),
+        }
+    )[["run", "net", "data", "method", "teacher", "seed", "epochs", *last]]
+
+
+def totals(root: Path | None = None) -> str:
+    """Return how many runs there are and how much room they take, in one line."""
+    root = root or runs_root()
+    with reaching(root):
+        ended, others = folders(root, True), folders(root, False)
+        recordings = size_text(size(root / "recordings"))
+        taken = size_text(sum(map(size, [*ended, *others])))
+    wrong = len(read_all(root, finished=True)[1])
+    broken = f"; {wrong} cannot be read: `kdstudy runs verify` says why" if wrong else ""
+    return f"{root}: {len(ended)} runs, {taken}; recordings {recordings}; {len(others)} unfinished{broken}"
+
+
+def describe(prefix: str, root: Path | None = None) -> str:
+    """Return all that is stored of a run, in words.
+
+    Args:
+        prefix: the first digits of the run's key.
+        root: the store; None takes `KDSTUDY_RUNS`.
+
+    Returns:
+        Some lines: its specification, its teachers, its metrics, where it was made, and its files.
+
+    Raises:
+        KDStudyError: if there is no such run, or more than one, or it cannot be read.
+    """
+    root = root or runs_root()
+    folder = root / find_key(root, prefix)
+    with reaching(root):
+        run = read(folder)
+        files = {file.name: size_text(size(file)) for file in sorted(folder.iterdir())}
+    state = "" if run.result else f" (unfinished: {_state(root, folder)})"
+    parts = {
+        "": _spec_words(root, run.spec),
+        "metrics": run.result.get("metrics", {}),
+        "provenance": run.result.get("provenance", {}),
+        "files": files,
+    }
+    lines = [f"{folder.name}  {label(run.spec)}{state}"]
+    for title, said in parts.items():
+        lines += [f"{title}:"] if title and said else []
+        wide = max(map(len, said), default=0)
+        lines += [f"  {name:<{wide}}  {value}" for name, value in said.items()]
+    return "\n".join(lines)
+
+
+def _spec_words(root: Path, spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parts of a specification, each with what it says."""
+    method = spec.get("method", {}).get("name", "")
+    params = words(params_of(spec))
+    said = {
+        "network": net_label(spec),
+        "data": data_label(spec),
+        "method": f"{method} ({params})" if params else method,
+        "recipe": words({name: value for name, value in recipe_of(spec).items() if value is not None}),
+        "start": f"weights from a file: {words(spec['init'])}" if pretrained(spec) else "",
+        "seed": str(spec.get("seed", 0)),
+    }
+    for number, needed in enumerate(depends_on(spec), 1):
+        key = key_of(needed)
+        there = "" if (root / key / "result.json").exists() else ", not in the store"
+        said[f"teacher {number}"] = f"{key} {label(needed)}{there}"
+    others = {name: value for name, value in spec.items() if name not in _SAID}
+    return {name: value for name, value in said.items() if value} | ({"also": words(others)} if others else {})

@@ -1,0 +1,122 @@
+"""A run's specification, read as JSON and said in words: nothing that it names is imported or built."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import kdstudy.methods  # noqa: F401  (entering the methods in the registry)
+from kdstudy.errors import KDStudyError
+from kdstudy.method import METHODS
+from kdstudy.recipe import Recipe
+from kdstudy.schedules import Schedule
+from kdstudy.store import canonical
+
+
+def key_of(spec: Any) -> str:
+    """Return the key of the run that a specification describes."""
+    return hashlib.sha256(canonical(spec).encode()).hexdigest()[:20]
+
+
+def is_spec(spec: Any) -> bool:
+    """Return whether some JSON has the form of a specification, so that it can be said in words."""
+    if not isinstance(spec, dict) or "net" not in spec:
+        return False
+    named = [spec[part] for part in ("net", "data", "method") if part in spec]
+    if not all(isinstance(part, dict) and isinstance(part.get("name"), str) for part in named):
+        return False
+    recipe, teachers = spec.get("recipe", {}), spec.get("teachers", [])
+    inner = [recipe, *(part[name] for part in named for name in ("args", "params") if name in part)]
+    if not all(isinstance(part, dict) for part in inner) or not isinstance(teachers, list):
+        return False
+    return all(isinstance(recipe.get(name, 1), int) for name in ("epochs", "stop")) and all(map(is_spec, teachers))
+
+
+def depends_on(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the specifications of the runs that a run names: its teachers, and the run it starts from."""
+    start = spec.get("init")
+    starts = [part for part in (start, *start.values()) if is_spec(part)] if isinstance(start, dict) else []
+    return [*spec.get("teachers", []), *starts]
+
+
+def recipe_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a specification's recipe with what is left out of it; nothing where nothing is trained."""
+    said = spec.get("recipe", {})
+    default = {k: v.spec() if isinstance(v, Schedule) else v for k, v in vars(Recipe()).items()}
+    return {} if said.get("epochs") == 0 else default | said
+
+
+def epochs_of(spec: Mapping[str, Any]) -> int:
+    """Return after how many epochs training ends."""
+    recipe = recipe_of(spec)
+    return int(recipe.get("stop") or recipe.get("epochs", 0))
+
+
+def pretrained(spec: Mapping[str, Any]) -> str:
+    """Return the hash of the file that a pretrained network's weights come from; empty for what is trained here."""
+    start = spec.get("init")
+    return str(start["file"]) if isinstance(start, dict) and "file" in start else ""
+
+
+def params_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a run's method, the defaults included where the method is registered."""
+    method = spec.get("method", {})
+    given = method.get("params", {})
+    with suppress(KDStudyError):  # one that is not registered, or whose source is gone: only what is said is known
+        entry = METHODS[method.get("name", "")]
+        if entry.version == method.get("version"):
+            declared = inspect.signature(entry.factory).parameters.values()
+            given = {p.name: p.default for p in declared if p.default is not p.empty} | given
+    return dict(sorted(given.items()))
+
+
+def words(said: Mapping[str, Any]) -> str:
+    """Return names and values as a line of text.
+
+    Args:
+        said: the values by name, as read from JSON.
+
+    Returns:
+        The line.
+
+    Example:
+        >>> words({"alpha": 0.9, "temperature": 4.0, "views": {"crop": 4}})
+        'alpha=0.9, temperature=4, views=(crop=4)'
+    """
+    return ", ".join(f"{name}={_word(value)}" for name, value in said.items())
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({words(value)})"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_word, value))})"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _with(name: str, said: str) -> str:
+    return f"{name} ({said})" if said else name
+
+
+def net_label(spec: Mapping[str, Any]) -> str:
+    """Return a run's network in a table, with its arguments."""
+    label = _with(spec["net"]["name"], words(spec["net"].get("args", {})))
+    return f"{label}, pretrained {pretrained(spec)[:8]}" if pretrained(spec) else label
+
+
+def data_label(spec: Mapping[str, Any]) -> str:
+    """Return a run's data in a table, with what is said of them."""
+    data = spec.get("data", {"name": ""})
+    others = {name: value for name, value in data.items() if name not in ("name", "version", "args")}
+    return _with(data["name"], words({**data.get("args", {}), **others}))
+
+
+def label(spec: Mapping[str, Any]) -> str:
+    """Return a run in one line, as it is called while it is trained."""
+    method = spec.get("method", {}).get("name", "") if epochs_of(spec) else ""
+    taught = ", ".join(teacher["net"]["name"] for teacher in spec.get("teachers", []))
+    said = [net_label(spec), method, f"by {taught}" if taught else "", f"seed {spec.get('seed', 0)}"]
+    return " ".join(part for part in said if part)
