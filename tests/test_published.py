@@ -1,0 +1,51 @@
+"""The published tables: complete, in one form, and of networks and numbers that can be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdstudy.errors import KDStudyError
+from kdstudy.nets import NETWORKS
+from kdstudy.published import published
+
+FOLDER = Path(__file__).parent.parent / "data" / "published"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.csv"))
+COLUMNS = "dataset teacher student method test_accuracy teacher_test_accuracy source known note".split()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_has_its_source_and_how_surely_it_is_known(name):
+    table = published(name, FOLDER)
+    assert list(table.columns) == [*COLUMNS, "gain"]
+    assert (table.dataset == name).all()
+    assert table.source.str.len().gt(3).all()
+    assert table.known.str.fullmatch(r"read|second-hand(, two sources agree)?").all()
+    assert table.test_accuracy.between(50, 100).all()
+    assert not table.duplicated(COLUMNS[:4] + ["source"]).any()
+    distilled = ~table.method.isin(["scratch"])
+    assert (table.teacher[distilled] != "").all()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_networks_are_named_as_here(name):
+    table = published(name, FOLDER)
+    named = {part for cell in {*table.teacher, *table.student} for part in re.split(" > ", cell) if part}
+    assert named <= set(NETWORKS)
+
+
+def test_the_best_known_row():
+    """RepDistiller's README, wrn-40-2 to wrn-16-2 and resnet56 to resnet20."""
+    table = published("cifar100", FOLDER)
+    ours = table[table.source == "HobbitLong/RepDistiller README"].set_index(["teacher", "student", "method"])
+    assert ours.test_accuracy["wrn_40_2", "wrn_16_2", "crd"] == 75.48
+    assert ours.test_accuracy["resnet56", "resnet20", "scratch"] == 69.06
+    assert ours.teacher_test_accuracy["resnet56", "resnet20", "kd"] == 72.34
+    assert len(ours) == 13 * 14 - 7  # FSP does not fit wrn_40_1, nor the six pairs of different families
+
+
+def test_an_unknown_table_gets_the_nearest():
+    with pytest.raises(KDStudyError, match="unknown published table 'cifar': did you mean 'cifar10'"):
+        published("cifar", FOLDER)
