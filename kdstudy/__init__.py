@@ -9,10 +9,12 @@ from kdstudy.claims import Claim, Verdicts
 from kdstudy.data import DATASETS, Data, Views
 from kdstudy.errors import KDStudyError
 from kdstudy.method import METHODS, Hard, Match, Method, Nets, Scaled, Soft, Step, Sum
-from kdstudy.nets import NETWORKS, Staged
+from kdstudy.nets import NETWORKS, Staged, Tapped
+from kdstudy.networks import Net, Pretrained
+from kdstudy.published import published
 from kdstudy.recipe import Recipe
 from kdstudy.report import conclude
-from kdstudy.runs import Net, Run
+from kdstudy.runs import Run
 from kdstudy.store import Result, Store
 from kdstudy.study import settings, study
 from kdstudy.train import train
@@ -29,6 +31,7 @@ __all__ = [
     "Method",
     "Net",
     "Nets",
+    "Pretrained",
     "Recipe",
     "Result",
     "Run",
@@ -38,6 +41,7 @@ __all__ = [
     "Step",
     "Store",
     "Sum",
+    "Tapped",
     "Verdicts",
     "Views",
     "claims",
@@ -48,6 +52,7 @@ __all__ = [
     "metrics",
     "nets",
     "plots",
+    "published",
     "report",
     "runs",
     "schedules",

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from kdstudy import report
+from kdstudy import notebooks as books
 from kdstudy.data import DATASETS
 from kdstudy.errors import KDStudyError, unknown
 from kdstudy.method import METHODS
 from kdstudy.nets import NETWORKS
-from kdstudy.places import project
 from kdstudy.registry import Registry
+from kdstudy.running import run
 
 LISTS: dict[str, Registry] = {"methods": METHODS, "networks": NETWORKS, "datasets": DATASETS}
 
@@ -48,81 +43,7 @@ def main() -> None:
     """Study knowledge distillation: run the studies, list what there is."""
 
 
-@main.command()
-@click.argument("study", required=False)
-@click.option("--scale", help="smoke, quick (the default), course or paper.")
-@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter.")
-@click.option("--all", "every", is_flag=True, help="Run every study.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write; by default under reports/.")
-@click.option("--notebooks", type=click.Path(path_type=Path), help="The folder of the studies.")
-@click.option("--timeout", type=click.FloatRange(min=1), help="The most seconds a cell may take.")
-def run(
-    study: str | None,
-    scale: str | None,
-    given: tuple[tuple[str, str], ...],
-    every: bool,
-    out: Path | None,
-    notebooks: Path | None,
-    timeout: float | None,
-) -> None:
-    """Execute a STUDY's notebook and write its report; `kdstudy list studies` names them."""
-    if every == bool(study):
-        raise KDStudyError("name one study, or all of them with --all")
-    names = list(report.studies(notebooks)) if every else [str(study)]
-    texts = dict(given) | ({"scale": scale} if scale is not None else {})
-    planned = []
-    for name in names:
-        notebook = report.find_study(name, notebooks)
-        planned.append((notebook, report.check_parameters(notebook, texts)))
-    failed = False
-    for notebook, values in planned:
-        folder = report.folder_name(values)
-        target = (out or project() / "reports") / report.study_name(notebook) / folder
-        failed |= not _run(notebook, values, target if not (out and len(planned) == 1) else out, timeout)
-    sys.exit(1 if failed else 0)
-
-
-def _run(notebook: Path, values: dict[str, object], out: Path, timeout: float | None) -> bool:
-    """Run one study and say how it ended; return whether it went well."""
-    out.mkdir(parents=True, exist_ok=True)
-    click.echo(f"{report.study_name(notebook)}: running {notebook.name}")
-    with _following(out / "progress.log"):
-        manifest = report.run_study(notebook, values, out, timeout=timeout)
-    for claim in manifest["claims"]:
-        click.echo(f"  {claim['verdict']:>12}: {claim['statement']}")
-    if manifest["error"]:
-        click.echo(f"Error: {manifest['error']}", err=True)
-    click.echo(f"{manifest['study']}: {manifest['outcome']} in {manifest['seconds']} s")
-    click.echo(f"report: {out / 'report.html'}")
-    return not manifest["error"]
-
-
-@contextmanager
-def _following(file: Path) -> Iterator[None]:
-    """Show the lines that a study's kernel writes to its log, as they come."""
-    file.write_text("")
-    before, done = os.environ.get("KDSTUDY_LOG"), threading.Event()
-    os.environ["KDSTUDY_LOG"] = str(file.absolute())
-
-    def follow() -> None:
-        with file.open() as log:
-            last = False
-            while not last:
-                last = done.wait(0.2)
-                for line in log:
-                    click.echo(f"  {line.rstrip()}")
-
-    reader = threading.Thread(target=follow)
-    reader.start()
-    try:
-        yield
-    finally:
-        done.set()
-        reader.join()
-        if before is None:
-            del os.environ["KDSTUDY_LOG"]
-        else:
-            os.environ["KDSTUDY_LOG"] = before
+main.add_command(run)
 
 
 @main.command(name="list")
@@ -142,7 +63,7 @@ def list_(what: str | None, notebooks: Path | None) -> None:
 
 def _lines(kind: str, notebooks: Path | None) -> list[tuple[str, str]]:
     if kind == "studies":
-        return [(name, report.title(file)) for name, file in report.studies(notebooks).items()]
+        return [(name, books.title(file)) for name, file in books.studies(notebooks).items()]
     return [(name, entry.summary) for name, entry in LISTS[kind].items()]
 
 
@@ -156,3 +77,87 @@ def bench(as_json: bool, repeats: int) -> None:
     click.echo(measure.header(64, repeats), err=as_json)
     for result in measure.bench(repeats=repeats):
         click.echo(json.dumps(result) if as_json else "\n".join(measure.lines(result)))
+
+
+@main.group(cls=Group)
+def runs() -> None:
+    """Look at the store of finished runs, check it, prune it, carry it elsewhere."""
+
+
+@runs.command()
+@click.option("--net", help="Runs of this network alone; * stands for anything.")
+@click.option("--method", help="Runs of this method alone.")
+@click.option("--data", help="Runs on these data alone.")
+@click.option("--unfinished", is_flag=True, help="List what is not finished.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, every column.")
+def ls(net: str | None, method: str | None, data: str | None, unfinished: bool, as_csv: bool) -> None:
+    """List the runs, the last one finished at the end."""
+    from kdstudy import listing
+
+    found = listing.unfinished() if unfinished else listing.finished()
+    picked = listing.pick(found, net=net, method=method, data=data)
+    if as_csv:
+        click.echo(picked.to_csv(index=False), nl=False)
+        return
+    for line in listing.aligned(listing.compact(picked)) if len(picked) else []:
+        click.echo(line)
+    click.echo(listing.totals())
+
+
+@runs.command()
+@click.argument("key")
+def show(key: str) -> None:
+    """Show all that is stored of the run whose KEY begins so."""
+    from kdstudy import listing
+
+    click.echo(listing.describe(key))
+
+
+@runs.command()
+@click.argument("key", nargs=-1)
+def verify(key: tuple[str, ...]) -> None:
+    """Check the runs of these KEYs, or all, against their checksums and specifications; nothing is changed."""
+    from kdstudy import upkeep
+
+    found = upkeep.verify(key)
+    for line in found.problems:
+        click.echo(line)
+    recorded = f", {found.recordings} recorded epochs looked at" if found.recordings else ""
+    click.echo(f"{found.sound} of {found.runs} finished runs are sound{recorded}")
+    click.get_current_context().exit(1 if found.problems else 0)
+
+
+@runs.command()
+@click.option("--recordings", is_flag=True, help="The recorded outputs of teachers.")
+@click.option("--unfinished", is_flag=True, help="Runs that are neither finished nor in training.")
+@click.option("--all", "every", is_flag=True, help="Both.")
+@click.option("--yes", is_flag=True, help="Remove it, instead of saying what would go.")
+def prune(recordings: bool, unfinished: bool, every: bool, yes: bool) -> None:
+    """Remove what can be made again, and what killed processes left behind; never a finished run."""
+    from kdstudy import upkeep
+
+    for line in upkeep.prune(recordings=recordings or every, unfinished=unfinished or every, really=yes):
+        click.echo(line)
+
+
+@runs.command(name="export")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("what", nargs=-1)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def export_(file: Path, what: tuple[str, ...], force: bool) -> None:
+    """Write runs and their teachers into FILE: those of these keys, reports or manifests, or all finished ones."""
+    from kdstudy import bundle
+    from kdstudy.memory import size_text
+
+    keys = bundle.export(file, bundle.choose(what), force=force)
+    click.echo(f"{file}: {len(keys)} runs, {size_text(file.stat().st_size)}")
+
+
+@runs.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path))
+def import_(file: Path) -> None:
+    """Put the runs in FILE into the store; what is there already is kept."""
+    from kdstudy import bundle
+
+    for line in bundle.import_(file).lines:
+        click.echo(line)

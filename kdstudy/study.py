@@ -11,14 +11,19 @@ from typing import Any
 
 import pandas as pd
 
-from kdstudy.engines import execute
+from kdstudy.account import tell
+from kdstudy.engines import execute, side_by_side
 from kdstudy.errors import KDStudyError, unknown
 from kdstudy.method import METHODS
-from kdstudy.progress import Progress
+from kdstudy.progress import Progress, estimate, seconds_text
 from kdstudy.runs import Run
 from kdstudy.store import Store
 
 SCALES = ("smoke", "quick", "course", "paper")
+
+
+class Planned(KDStudyError):  # noqa: N818  (nothing went wrong)
+    """Nothing is trained in a dry run: a study that lacks runs ends with what they would cost."""
 
 
 def settings(scale: str | None, scales: Mapping[str, Mapping[str, Any]], **given: Any) -> SimpleNamespace:
@@ -79,7 +84,8 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     """Train what is missing of some runs, teachers first, and return them all as a table.
 
     Says beforehand how many runs there are and about how long they take, from rates measured here. A run
-    that fails does not stop the others; those it was to teach fail with it.
+    that fails does not stop the others; those it was to teach fail with it. Whether each can be trained is
+    checked before any is.
 
     Args:
         runs: the runs; their teachers are trained too, but have no rows unless they are listed.
@@ -90,6 +96,9 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
         metrics (accuracies and shares in [0, 1], KL and NLL in nats), `status` "finished" or "failed",
         and `error`.
 
+    Raises:
+        Planned: in a dry run (`KDSTUDY_DRY_RUN`), if runs are missing.
+
     Example:
         >>> from kdstudy import Recipe
         >>> run = Run("resnet8", data="digits", recipe=Recipe(epochs=1, batch=128), seed=1)
@@ -99,8 +108,12 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     runs, store = list(runs), store or Store()
     ordered = in_order(runs)
     missing = [run for run in ordered if store.find(run) is None]
-    show = Progress(len(ordered), missing)
-    failed: dict[str, str] = {}
+    failed = _unfit(missing)
+    missing = [run for run in missing if run.key not in failed]
+    tell(runs=[run.key for run in ordered])
+    if missing and os.environ.get("KDSTUDY_DRY_RUN"):
+        raise _planned(len(ordered), missing, failed)
+    show = Progress(len(ordered) - len(failed), missing)
     with closing(execute(missing, store)) as events:  # an interrupt is to leave neither lock nor worker behind
         for event in events:
             if event.record is not None:
@@ -110,7 +123,33 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
             if event.error is not None:
                 failed[event.run.key] = event.error
     show.close()
-    return pd.DataFrame([_row(run, store, failed) for run in runs])
+    rows = [_row(run, store, failed) for run in runs]
+    tell(rows=rows)
+    return pd.DataFrame(rows)
+
+
+def _unfit(runs: Iterable[Run]) -> dict[str, str]:
+    """Return why some of the runs, teachers before students, cannot be trained, by their keys."""
+    found: dict[str, str] = {}
+    for run in runs:
+        broken = [teacher.label for teacher in run.teachers if teacher.key in found]
+        if broken:
+            found[run.key] = f"its teacher failed: {broken[0]}"
+            continue
+        try:
+            run.check()
+        except Exception as error:  # whatever it is, the other runs go on
+            found[run.key] = str(error) if isinstance(error, KDStudyError) else f"{type(error).__name__}: {error}"
+    return found
+
+
+def _planned(total: int, missing: list[Run], failed: Mapping[str, str]) -> Planned:
+    """Tell what is missing and what it is estimated to cost, and return it as the end of the study."""
+    seconds = estimate(missing)
+    error = f"{len(failed)} of {total} runs cannot be trained, first: {next(iter(failed.values()))}" if failed else ""
+    tell(missing=seconds, workers=side_by_side(missing), error=error)
+    cost = seconds_text(sum(seconds.values()))
+    return Planned(f"dry run: {len(missing)} of {total} runs to train, about {cost}; nothing was trained")
 
 
 def _row(run: Run, store: Store, failed: Mapping[str, str]) -> dict[str, Any]:

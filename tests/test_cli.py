@@ -2,16 +2,21 @@
 
 import importlib.metadata
 import json
+import os
+import re
+from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from kdstudy import report
+from kdstudy import Data, Net, Recipe, Run, report
 from kdstudy.cli import main
 from kdstudy.data import DATASETS
 from kdstudy.method import METHODS
 from kdstudy.nets import NETWORKS
+from kdstudy.notebooks import study_name
 
 
 def write(file, *cells):
@@ -38,19 +43,28 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """What would have been run; nothing is, and the second study fails."""
+    """What would have been run; only a manifest and a table are written, and the second study fails."""
     calls = []
 
     def run_study(notebook, values, out, *, timeout=None):
         calls.append((notebook.name, values, out, timeout))
-        failed = notebook.name.startswith("02")
-        return {
-            "study": report.study_name(notebook),
+        if values.get("seeds") == 7:
+            raise KeyboardInterrupt
+        if values.get("seeds") == 8:
+            raise OSError("the disk is full")
+        failed = notebook.name.startswith("02") or values.get("seeds") == 9
+        manifest = {
+            "study": study_name(notebook),
+            "scale": values.get("scale", "smoke"),
+            "parameters": {k: v for k, v in values.items() if k != "scale"},
             "outcome": "failed" if failed else "finished",
             "error": "it broke" if failed else "",
             "seconds": 1.5,
-            "claims": [{"verdict": "supported", "statement": "so it is"}],
+            "claims": [{"verdict": "supported", "statement": "so it is", "interval": [0.0, 1.0]}],
         }
+        (out / "manifest.json").write_text(json.dumps(manifest))
+        (out / "table.csv").write_text(f"run,seed\n{values.get('seeds')},0\n")
+        return manifest
 
     monkeypatch.setattr(report, "run_study", run_study)
     return calls
@@ -72,6 +86,18 @@ REFUSED = {
     "no study": (["run"], "name one study, or all of them with --all"),
     "all and one": (["run", "nothing", "--all"], "name one study, or all of them with --all"),
     "one bad of all": (["run", "--all", "-p", "seeds", "x"], "seeds = 'x': must be of type int"),
+    "bad grid": (["run", "nothing", "--grid", "seeds=1,x"], "seeds = 'x': must be of type int"),
+    "unknown in grid": (["run", "nothing", "--grid", "seed=1,2"], "unknown parameter 'seed': did you mean 'seeds'?"),
+    "grid and -p": (["run", "nothing", "-p", "seeds", "1", "--grid", "seeds=2"], "parameter 'seeds': is given twice"),
+    "scale twice": (["run", "nothing", "--scale", "quick", "--grid", "scale=smoke"], "parameter 'scale': is given"),
+    "one bad grid of all": (["run", "--all", "--grid", "seeds=1,1"], "seeds = 1: stands twice in the grid"),
+    "bad shard": (["run", "nothing", "--shard", "3/2"], "--shard '3/2': must be K/N with 1 <= K <= N, such as 1/4"),
+    "out is a file": (["run", "nothing", "--out", "environment.yml"], "cannot write a report to environment.yml: "),
+    "out below a file": (
+        ["run", "nothing", "--grid", "seeds=1,2", "--out", "environment.yml/there"],
+        "cannot write a report to environment.yml/there/nothing/smoke,seeds=1: ",
+    ),
+    "out is the studies' folder": (["run", "nothing", "--out", "notebooks"], "notebooks is where the study itself"),
     "no folder": (["run", "nothing", "--notebooks", "none"], "no folder of notebooks at none: name one"),
     "unknown command": (["rnu", "nothing"], "unknown command 'rnu': did you mean 'run'?"),
     "unknown list": (["list", "method"], "unknown list 'method': did you mean 'methods'?"),
@@ -87,6 +113,7 @@ def test_what_is_wrong_is_refused_in_one_line(case, folder, ran):
     assert result.output.startswith(f"Error: {said}")
     assert len(result.output.splitlines()) == 1
     assert ran == []
+    assert not (folder / "reports").exists()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +155,108 @@ def test_all_are_run_though_one_fails(folder, ran):
     assert result.exit_code == 1
     assert result.stderr == "Error: it broke\n"
     assert "last: finished" in result.output
+
+
+def collected(folder):
+    return [pd.read_csv(folder / name, dtype=str, keep_default_na=False) for name in ("table.csv", "claims.csv")]
+
+
+def test_a_grid_is_run_point_by_point_though_some_fail(folder, ran):
+    result = call("run", "nothing", "--grid", "seeds=1,8,9,2", "-p", "scale", "quick")
+    out = folder / "reports" / "nothing"
+    names = [f"quick,seeds={n}" for n in (1, 8, 9, 2)]
+    assert [where for _, _, where, _ in ran] == [out / name for name in names]
+    assert result.exit_code == 1
+    skipped = f"skipped {out / names[1]}: it has no manifest.json, so its report is not finished"
+    assert result.stderr.splitlines() == ["Error: the disk is full", "Error: it broke", skipped]
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if "running" in line] == [
+        f"nothing: running 01_nothing.ipynb, {name} ({i} of 4)" for i, name in enumerate(names, 1)
+    ]
+    assert lines[-3:] == [
+        "2 of 4 reports finished, 2 failed: nothing quick,seeds=8; nothing quick,seeds=9",
+        f"table: {out / 'table.csv'}",
+        f"claims: {out / 'claims.csv'}",
+    ]
+    table, claims = collected(out)
+    assert table.values.tolist() == [["quick", "1", names[0], "1", "0"], ["quick", "2", names[3], "2", "0"]]
+    assert table.columns.tolist() == ["scale", "seeds", "report", "run", "seed"]
+    assert claims["outcome"].tolist() == ["finished", "finished", "failed"]
+    assert claims["error"].tolist() == ["", "", "it broke"]
+
+
+def test_an_interrupt_leaves_what_is_finished(folder, ran):
+    assert call("run", "nothing", "--grid", "seeds=7").exit_code == 130
+    result = call("run", "nothing", "--grid", "seeds=1,7,2")
+    assert result.exit_code == 130
+    assert len(ran) == 3
+    assert result.stderr.splitlines()[-1] == "Error: interrupted: the same command goes on from what is in the store"
+    assert "Aborted" not in result.output
+    assert "1 of 3 reports finished\n" in result.stdout
+    assert [table["seeds"].tolist() for table in collected(folder / "reports" / "nothing")] == [["1"], ["1"]]
+
+
+def test_shards_do_the_grid_together(folder, ran):
+    args = ["run", "nothing", "--grid", "seeds=1,2,3", "--out", "there", "--shard"]
+    done = [call(*args, f"{k}/4") for k in (1, 2, 3, 4)]
+    assert [result.exit_code for result in done] == [0] * 4
+    assert [values["seeds"] for _, values, _, _ in ran] == [1, 2, 3]
+    assert str(ran[1][2]) == "there/nothing/smoke,seeds=2"
+    assert done[1].output.splitlines()[0] == "shard 2/4 of 3: nothing smoke,seeds=2"
+    assert done[3].output == "shard 4/4 of 3: nothing to do\n"
+    assert collected(folder / "there" / "nothing")[0]["seeds"].tolist() == ["1", "2", "3"]
+
+
+def test_all_studies_are_a_grid_of_their_own(folder, ran):
+    result = call("run", "--all", "--grid", "seeds=1,2", "--shard", "2/2")
+    assert [(name, values["seeds"]) for name, values, _, _ in ran] == [
+        ("01_nothing.ipynb", 2),
+        ("02_something.ipynb", 2),
+    ]
+    assert result.exit_code == 1
+    assert "1 of 2 reports finished, 1 failed: something smoke,seeds=2" in result.output
+    assert collected(folder / "reports" / "nothing")[0]["seeds"].tolist() == ["2"]
+    assert pd.read_csv(folder / "reports" / "something" / "claims.csv")["error"].tolist() == ["it broke"]
+    assert not (folder / "reports" / "something" / "table.csv").exists()
+
+
+def test_later_commands_complete_the_tables(folder, ran):
+    call("run", "nothing", "-p", "seeds", "1")
+    call("run", "nothing", "--grid", "seeds=2,3", "--scale", "quick")
+    assert collected(folder / "reports" / "nothing")[0]["seeds"].tolist() == ["2", "3", "1"]
+    call("run", "nothing", "--out", "alone")
+    assert not (folder / "table.csv").exists()
+
+
+def test_a_dry_run_counts_what_points_share_once_and_writes_nothing(folder):
+    write(
+        folder / "notebooks" / "01_nothing.ipynb",
+        "from kdstudy import Data, Net, Recipe, Run, study\n"
+        "recipe = Recipe(epochs=1, batch=32, precision='float32')\n"
+        "plain = Run(Net('resnet8', width=4), data=Data('digits', subset=100), recipe=recipe)\n"
+        "kd = plain.but(method='kd', teachers=(plain,), seed=seeds)\n"
+        "study([kd])\n"
+        "0 / (seeds - 1)",
+    )
+    recipe = Recipe(epochs=1, batch=32, precision="float32")
+    plain = Run(Net("resnet8", width=4), data=Data("digits", subset=100), recipe=recipe)
+    result = call("run", "nothing", "--grid", "seeds=1,2", "--dry-run", "--shard", "1/1")
+    assert result.exit_code == 0, result.output
+    shard, *points, total, note = result.output.splitlines()
+    assert shard == "shard 1/1 of 2: nothing smoke,seeds=1; nothing smoke,seeds=2"
+    assert [re.sub(r"about \d+ s", "about S", line) for line in points] == [
+        f"nothing smoke,seeds={n}: 2 of 2 runs, about S" for n in (1, 2)
+    ]
+    assert re.fullmatch(r"to train: 3 of 3 runs, about \d+ s on this machine, in one process", total)
+    assert note == "(of each notebook up to the first of its studies that lacks a run; nothing was trained)"
+    assert not list(Path(os.environ["KDSTUDY_RUNS"]).glob("*/result.json"))
+    assert not (folder / "reports").exists()
+    plain.but(method="kd", teachers=(plain,), seed=1).result()
+    result = call("run", "nothing", "-p", "seeds", "1", "--dry-run")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == ["nothing smoke,seeds=1: 0 of 2 runs", "to train: 0 of 2 runs"]
+    assert result.stderr == "Error: ZeroDivisionError: division by zero\n"
+    assert not (folder / "reports").exists()
 
 
 def test_a_study_that_fails_leaves_a_true_account(folder, monkeypatch):

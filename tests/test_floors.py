@@ -18,15 +18,17 @@ PACKAGE = Path(__file__).parent.parent / "kdstudy"
 # Modules without the leading "kdstudy."; a folder's own name is its __init__, "" is that of kdstudy itself.
 # "methods.*" is each file of methods/: equals, so none imports another.
 FLOORS = """
-    errors registry places losses metrics schedules
-        nets.staged nets.resnet nets.wrn nets
-        data.views data.dataset data.cifar data.digits data.folder data.glyphs data
+    errors source registry places memory display losses metrics schedules
+        nets.staged nets.resnet nets.wrn nets.preact nets.vgg nets.mobile
+        nets.tapped nets.colour nets.foreign nets.weights nets
+        data.views data.stored data.dataset data.digits data.glyphs
+        data.decode data.cache data.folder data.vision data.value data
     | method
     | methods.* methods
     | replay recipe train
-    | store runs engines progress study
-    | claims plots report bench
-    | __init__ cli __main__
+    | store networks specs stored listing upkeep bundle runs engines progress account study
+    | claims published plots notebooks grid report collected bench
+    | __init__ running cli __main__
 """
 ORDER = {name: place for place, name in enumerate(FLOORS.replace("|", " ").split())}
 

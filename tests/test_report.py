@@ -1,26 +1,21 @@
 """Studies run headless: what their parameters may be, and that the account of a run is true."""
 
+import contextlib
 import html.parser
 import json
+import os
 import re
+from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 
+from kdstudy import Data, Net, Recipe, Run, account, report
 from kdstudy.errors import KDStudyError
-from kdstudy.report import (
-    Parameter,
-    check_parameters,
-    conclude,
-    find_study,
-    folder_name,
-    parameters,
-    run_study,
-    studies,
-    study_name,
-    title,
-)
+from kdstudy.grid import folder_name, points
+from kdstudy.notebooks import Parameter, find_study, parameters, studies, study_name, title
+from kdstudy.report import conclude, plan_study, run_study
 
 PARAMETERS = """
 scale: str = ""  # a comment
@@ -124,7 +119,7 @@ def test_what_is_no_notebook_is_refused(tmp_path):
     ],
 )
 def test_texts_become_values_of_the_parameters_type(name, text, value, notebook):
-    said = check_parameters(notebook, {name: text})
+    (said,) = points(notebook, [(name, text)])
     assert said == {name: value}
     assert type(said[name]) is type(value)
 
@@ -147,7 +142,7 @@ def test_texts_become_values_of_the_parameters_type(name, text, value, notebook)
 )
 def test_texts_of_another_type_are_refused(name, text, message, notebook):
     with pytest.raises(KDStudyError) as caught:
-        check_parameters(notebook, {name: text})
+        points(notebook, [(name, text)])
     assert message in str(caught.value)
 
 
@@ -266,6 +261,12 @@ def test_what_a_page_loads_is_noticed():
     assert not outside("<a href='https://a.b'>a link</a><img src='data:image/png;base64,AA'>").found
 
 
+STUDIES = """
+from kdstudy import Data, Net, Recipe, Run, study
+recipe = Recipe(epochs=1, batch=32, precision="float32")
+plain = Run(Net("resnet8", width=4), data=Data("digits", subset=100), recipe=recipe)
+kd = plain.but(method="kd", teachers=(plain.but(net=Net("resnet8", width=6)),))
+"""
 SHOWS = """
 import matplotlib.pyplot as plt, pandas as pd
 from IPython.display import display
@@ -277,10 +278,15 @@ plt.plot([seeds, alpha])
 plt.show()
 print(scale, seeds, alpha, live)
 """
+DATA, RECIPE = Data("digits", subset=100), Recipe(epochs=1, batch=32, precision="float32")
+PLAIN = Run(Net("resnet8", width=4), data=DATA, recipe=RECIPE)
+TEACHER = PLAIN.but(net=Net("resnet8", width=6))
+STUDENT = PLAIN.but(method="kd", teachers=(TEACHER,))
 
 
 def test_a_study_that_finishes(tmp_path):
-    file = write(tmp_path / "03_works.ipynb", SHOWS)
+    asks = "study([kd, plain])\nstudy([plain.but(net=Net('resnet8', width=0)), plain]).status.tolist()"
+    file = write(tmp_path / "03_works.ipynb", SHOWS, STUDIES, asks)
     said = run_study(file, {"seeds": 3, "scale": "smoke", "alpha": 0.25}, tmp_path / "out")
     assert said == json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (said["outcome"], said["error"]) == ("finished", "")
@@ -295,7 +301,21 @@ def test_a_study_that_finishes(tmp_path):
     assert read.found == []
     assert len(read.images) == 1  # the figure
     assert "more is more" in page
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {"03_works.ipynb", "report.html", "manifest.json"}
+    broken = PLAIN.but(net=Net("resnet8", width=0))
+    assert said["runs"] == [TEACHER.key, STUDENT.key, PLAIN.key, broken.key]
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert table["run"].tolist() == [STUDENT.key, PLAIN.key, broken.key]  # as asked for, each once
+    assert table["status"].tolist() == ["finished", "finished", "failed"]
+    assert table["error"].tolist()[2] == "width = 0: must be an integer of at least 1"
+    measured = [run.result().metrics["test_accuracy"] for run in (STUDENT, PLAIN)]
+    assert table["test_accuracy"].tolist()[:2] == measured
+    assert table["test_accuracy"].isna().tolist() == [False, False, True]
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {
+        "03_works.ipynb",
+        "report.html",
+        "manifest.json",
+        "table.csv",
+    }
 
 
 def test_a_study_whose_kernel_dies_has_failed(tmp_path):
@@ -316,7 +336,7 @@ def test_nothing_stale_survives_a_study_that_could_not_even_start(notebook, tmp_
     monkeypatch.setattr("papermill.execute_notebook", fails)
     out = tmp_path / "out"
     out.mkdir()
-    for stale in ("report.html", "manifest.json", notebook.name):
+    for stale in ("report.html", "manifest.json", "table.csv", notebook.name):
         (out / stale).write_text("from an earlier run")
     said = run_study(notebook, {}, out)
     assert (said["outcome"], said["error"], said["claims"]) == ("failed", "OSError: no kernel", [])
@@ -336,3 +356,58 @@ def test_a_cell_that_takes_too_long_fails_the_study(tmp_path):
     assert said["outcome"] == "failed"
     assert said["error"] == "a cell took longer than the time limit: raise it with --timeout SECONDS"
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_folder_that_cannot_hold_a_report_is_refused(notebook, tmp_path):
+    (tmp_path / "file").write_text("something else")
+    for out in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(KDStudyError) as caught:
+            run_study(notebook, {}, out)
+        assert str(caught.value) == f"cannot write a report to {out}: {tmp_path / 'file'} is not a folder"
+    assert (tmp_path / "file").read_text() == "something else"
+
+
+def test_the_environment_is_put_back(monkeypatch):
+    monkeypatch.setenv("KDSTUDY_A", "before")
+    monkeypatch.delenv("KDSTUDY_B", raising=False)
+    with contextlib.suppress(ZeroDivisionError), report.environment(KDSTUDY_A="1", KDSTUDY_B="2"):
+        assert (os.environ["KDSTUDY_A"], os.environ["KDSTUDY_B"]) == ("1", "2")
+        raise ZeroDivisionError
+    assert os.environ["KDSTUDY_A"] == "before"
+    assert "KDSTUDY_B" not in os.environ
+
+
+def test_an_account_is_read_as_it_was_told(tmp_path, monkeypatch):
+    file = tmp_path / "account"
+    monkeypatch.delenv("KDSTUDY_ACCOUNT", raising=False)
+    account.tell(lost=1)
+    monkeypatch.setenv("KDSTUDY_ACCOUNT", str(file))
+    account.tell(rows=[{"run": "a", "x": None, "schedule": Path("what JSON does not know")}])
+    account.tell(runs=["a"])
+    with file.open("a") as out:
+        out.write('{"runs": ["b"')  # the kernel was killed
+    assert account.read(file) == [
+        {"rows": [{"run": "a", "x": None, "schedule": "what JSON does not know"}]},
+        {"runs": ["a"]},
+    ]
+
+
+# Planning
+
+
+def test_a_plan_goes_up_to_the_first_study_that_lacks_a_run(tmp_path):
+    cells = [STUDIES, "study([plain])", "study([kd, plain]); study([plain.but(seed=9)])", "raise ValueError('late')"]
+    file = write(tmp_path / "06_plans.ipynb", *cells)
+    PLAIN.result()
+    before = sorted(tmp_path.rglob("*"))
+    plan = plan_study(file, {})
+    assert plan["runs"] == [PLAIN.key, TEACHER.key, STUDENT.key]
+    assert list(plan["missing"]) == [TEACHER.key, STUDENT.key]
+    assert all(0 < seconds < 600 for seconds in plan["missing"].values())
+    assert (plan["workers"], plan["error"]) == (0, "")
+    assert sorted(tmp_path.rglob("*")) == before
+    for run in (STUDENT, PLAIN.but(seed=9)):
+        run.result()
+    plan = plan_study(file, {})
+    assert (plan["missing"], plan["error"]) == ({}, "ValueError: late")
+    assert len(plan["runs"]) == 4

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 
 import filelock
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdstudy import Data, Net, Recipe, Run, progress, study
+from kdstudy import Data, Net, Recipe, Run, account, progress, study
 from kdstudy import engines as engines_module
 from kdstudy.engines import execute, here, workers
 from kdstudy.errors import KDStudyError
@@ -19,7 +20,7 @@ from kdstudy.nets import NETWORKS
 from kdstudy.progress import Progress, estimate, seconds_text
 from kdstudy.report import conclude
 from kdstudy.store import Store
-from kdstudy.study import in_order, settings
+from kdstudy.study import Planned, in_order, settings
 
 DATA = Data("digits", subset=100)
 RECIPE = Recipe(epochs=1, batch=32, precision="float32")
@@ -151,6 +152,82 @@ def test_an_interrupt_leaves_no_lock_behind(monkeypatch):
         study([PLAIN])
     with filelock.FileLock(Store().root / f"{PLAIN.key}.lock").acquire(timeout=0):
         assert caught.traceback
+
+
+# What is checked beforehand, and what is told
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Runs that a check of theirs refuses; and a note of all that were checked."""
+    refused, checked = {}, []
+
+    def check(run):
+        checked.append(run)
+        if run in refused:
+            raise refused[run]
+
+    monkeypatch.setattr(Run, "check", check, raising=False)
+    return refused, checked
+
+
+def test_what_its_check_refuses_fails_with_its_students_before_anything_is_trained(refused, monkeypatch):
+    errors, checked = refused
+    bad, worse = TEACHER.but(seed=1), PLAIN.but(seed=5)
+    student, other = STUDENT.but(teachers=(bad,)), STUDENT.but(teachers=(PLAIN,))
+    grandstudent = PLAIN.but(method="kd", teachers=(student,))
+    PLAIN.result()
+    errors |= {bad: KDStudyError("has other classes"), worse: MemoryError("too much")}
+    errors[PLAIN] = KDStudyError("is in the store, and so is not checked")
+    shown = []
+    monkeypatch.setattr(
+        sys.modules["kdstudy.study"],
+        "Progress",
+        lambda total, runs: shown.append((total, runs)) or Progress(total, runs),
+    )
+    checked.clear()
+    table = study([grandstudent, worse, other, PLAIN, student])
+    assert checked == [bad, worse, other]
+    assert shown == [(2, [other])]
+    assert table["status"].tolist() == ["failed", "failed", "finished", "finished", "failed"]
+    assert table["error"].tolist() == [
+        f"its teacher failed: {student.label}",
+        "MemoryError: too much",
+        "",
+        "",
+        f"its teacher failed: {bad.label}",
+    ]
+    assert Store().find(bad) is None
+
+
+def test_a_study_tells_its_runs_then_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDSTUDY_ACCOUNT", str(tmp_path / "account"))
+    table = study([STUDENT, PLAIN])
+    asked, ended = account.read(tmp_path / "account")
+    assert asked == {"runs": [TEACHER.key, STUDENT.key, PLAIN.key]}
+    assert list(ended) == ["rows"]
+    pd.testing.assert_frame_equal(pd.DataFrame(ended["rows"]), table, check_exact=True)
+
+
+def test_a_dry_run_tells_the_cost_and_trains_nothing(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(progress, "seconds_an_image", lambda run, data: 0.5)
+    PLAIN.result()
+    monkeypatch.setenv("KDSTUDY_ACCOUNT", str(tmp_path / "account"))
+    monkeypatch.setenv("KDSTUDY_DRY_RUN", "1")
+    with pytest.raises(Planned, match=r"dry run: 2 of 3 runs to train, about \d+ (s|min \d+ s); nothing was trained"):
+        study([STUDENT, PLAIN])
+    asked, plan = account.read(tmp_path / "account")
+    assert asked == {"runs": [TEACHER.key, STUDENT.key, PLAIN.key]}
+    assert plan == {"missing": estimate([TEACHER, STUDENT]), "workers": 0, "error": ""}
+    assert Store().find(STUDENT) is None
+    assert Store().find(TEACHER) is None
+    refused[0][PLAIN.but(seed=1)] = KDStudyError("no room")
+    with pytest.raises(Planned):
+        study([STUDENT, PLAIN.but(seed=1)])
+    plan = account.read(tmp_path / "account")[-1]
+    assert list(plan["missing"]) == [TEACHER.key, STUDENT.key]
+    assert plan["error"] == "1 of 3 runs cannot be trained, first: no room"
+    assert study([PLAIN])["status"].tolist() == ["finished"]  # what is there is read
 
 
 # Settings
