@@ -10,7 +10,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Listener, wait
@@ -73,37 +73,37 @@ def _choose(runs: Sequence[Run]) -> str:
 
 def here(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
     """Train runs in this process, one after the other; see `execute`."""
-    failed: set[str] = set()
+    failed: dict[str, str] = {}
     for run in runs:
-        error = _teacher_failed(run, failed)
+        error = teacher_failed(run, failed)
         if error is None:
             try:
                 for record in store.epochs(run):
                     yield Event(run, record)
             except Exception as reason:  # whatever it is, the other runs go on
-                error = _words(reason)
+                error = in_words(reason)
         if error is not None:
-            failed.add(run.key)
+            failed[run.key] = error
         yield Event(run, error=error)
 
 
 def workers(runs: Sequence[Run], store: Store, number: int) -> Generator[Event, None, None]:
     """Train runs in some processes of one thread each, a run as soon as its teachers are there; see `execute`."""
-    waiting, failed = list(runs), set[str]()
+    waiting, failed = list(runs), dict[str, str]()
     team = Team(store.root, number)
     try:
         while waiting or team.busy:
             for run in _ready(waiting, team):
-                error = _teacher_failed(run, failed)
+                error = teacher_failed(run, failed)
                 if error is None and not team.start(run):
                     continue
                 waiting.remove(run)
                 if error is not None:
-                    failed.add(run.key)
+                    failed[run.key] = error
                     yield Event(run, error=error)
             for event in team.events():
                 if event.error is not None:
-                    failed.add(event.run.key)
+                    failed[event.run.key] = event.error
                 yield event
     finally:
         team.stop()
@@ -217,10 +217,18 @@ def work(connection: Connection, root: str) -> None:
             connection.send(event)
 
 
-def _teacher_failed(run: Run, failed: set[str]) -> str | None:
-    broken = [teacher.label for teacher in run.teachers if teacher.key in failed]
-    return f"its teacher failed: {broken[0]}" if broken else None
+def teacher_failed(run: Run, failed: Mapping[str, str]) -> str | None:
+    """Return why a run cannot be trained, if one of its teachers failed.
+
+    Args:
+        run: the run.
+        failed: why others failed, by their keys.
+    """
+    broken = [teacher for teacher in run.teachers if teacher.key in failed]
+    return f"its teacher {broken[0].label} failed: {failed[broken[0].key]}" if broken else None
 
 
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, KDStudyError) else f"{type(error).__name__}: {error}"
+def in_words(error: Exception) -> str:
+    """Return what went wrong in a line."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, KDStudyError) else f"{type(error).__name__}: {words}".removesuffix(": ")

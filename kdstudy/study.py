@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from kdstudy.account import tell
-from kdstudy.engines import execute, side_by_side
+from kdstudy.engines import execute, in_words, side_by_side, teacher_failed
 from kdstudy.errors import KDStudyError, unknown
 from kdstudy.method import METHODS
 from kdstudy.progress import Progress, estimate, seconds_text
@@ -71,9 +71,10 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
     ordered: dict[str, Run] = {}
 
     def visit(run: Run) -> None:
+        key = run.key  # which refuses a circle
         for teacher in run.teachers:
             visit(teacher)
-        ordered.setdefault(run.key, run)
+        ordered.setdefault(key, run)
 
     for run in runs:
         visit(run)
@@ -132,14 +133,14 @@ def _unfit(runs: Iterable[Run]) -> dict[str, str]:
     """Return why some of the runs, teachers before students, cannot be trained, by their keys."""
     found: dict[str, str] = {}
     for run in runs:
-        broken = [teacher.label for teacher in run.teachers if teacher.key in found]
-        if broken:
-            found[run.key] = f"its teacher failed: {broken[0]}"
+        error = teacher_failed(run, found)
+        if error is not None:
+            found[run.key] = error
             continue
         try:
             run.check()
-        except Exception as error:  # whatever it is, the other runs go on
-            found[run.key] = str(error) if isinstance(error, KDStudyError) else f"{type(error).__name__}: {error}"
+        except Exception as reason:  # whatever it is, the other runs go on
+            found[run.key] = in_words(reason)
     return found
 
 

@@ -13,7 +13,17 @@ from kdstudy.published import published
 
 FOLDER = Path(__file__).parent.parent / "data" / "published"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.csv"))
-COLUMNS = "dataset teacher student method test_accuracy teacher_test_accuracy source known note".split()
+COLUMNS = [
+    "dataset",
+    "teacher",
+    "student",
+    "method",
+    "test_accuracy",
+    "teacher_test_accuracy",
+    "source",
+    "known",
+    "note",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

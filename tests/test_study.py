@@ -116,8 +116,8 @@ def test_a_failed_run_fails_its_students_and_no_others(own_methods):
     table = study([grandstudent, student, broken, wild, PLAIN])
     assert table["status"].tolist() == ["failed"] * 4 + ["finished"]
     errors = table["error"].tolist()
-    assert errors[0] == f"its teacher failed: {student.label}"
-    assert errors[1] == f"its teacher failed: {broken.label}"
+    assert errors[0] == f"its teacher {student.label} failed: {errors[1]}"
+    assert errors[1] == f"its teacher {broken.label} failed: {errors[2]}"
     assert errors[2] == "ZeroDivisionError: it was bound to happen"
     assert "training diverged in epoch 0, step 0: the term 'soft' is nan" in errors[3]
     assert errors[4] == ""
@@ -191,11 +191,11 @@ def test_what_its_check_refuses_fails_with_its_students_before_anything_is_train
     assert shown == [(2, [other])]
     assert table["status"].tolist() == ["failed", "failed", "finished", "finished", "failed"]
     assert table["error"].tolist() == [
-        f"its teacher failed: {student.label}",
+        f"its teacher {student.label} failed: its teacher {bad.label} failed: has other classes",
         "MemoryError: too much",
         "",
         "",
-        f"its teacher failed: {bad.label}",
+        f"its teacher {bad.label} failed: has other classes",
     ]
     assert Store().find(bad) is None
 
@@ -348,7 +348,7 @@ def test_a_killed_worker_fails_its_run_alone_and_all_are_gone_where_the_consumer
     events.close()
     assert said == {
         victim: "its process died (exit code -9): killed from outside, or out of memory",
-        student: f"its teacher failed: {victim.label}",
+        student: f"its teacher {victim.label} failed: {said[victim]}",
         other: None,
     }
     assert store.find(other) is not None
@@ -361,9 +361,10 @@ def test_a_killed_worker_fails_its_run_alone_and_all_are_gone_where_the_consumer
 def test_a_worker_that_cannot_start_fails_its_run(tmp_path, monkeypatch):
     monkeypatch.setattr(engines_module, "_CODE", engines_module._CODE.replace("kdstudy.engines", "os"))
     student = PLAIN.but(method="kd", teachers=(PLAIN,))
+    died = "its process died (exit code 1): killed from outside, or out of memory"
     assert ends(workers([PLAIN, student], Store(tmp_path), 1)) == {
-        PLAIN.key: "its process died (exit code 1): killed from outside, or out of memory",
-        student.key: f"its teacher failed: {PLAIN.label}",  # the last to end, when no worker is busy any more
+        PLAIN.key: died,
+        student.key: f"its teacher {PLAIN.label} failed: {died}",  # the last to end, when no worker is busy any more
     }
 
 
