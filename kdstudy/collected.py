@@ -1,7 +1,8 @@
-"""All reports of a study as two tables: every run, and every claim, beside the parameters they had."""
+"""Reports as tables: those of a study side by side, and one that is to be kept, with its origin."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import filelock
 import pandas as pd
 
+from kdstudy.errors import KDStudyError
 from kdstudy.places import write_atomically
 
 Row = dict[str, Any]
+NUMBERS = 5  # significant digits of what is kept
 CLAIM = ("statement", "source", "metric", "effect", "low", "high", "margin", "n", "p", "p_holm", "verdict")
 
 
@@ -85,3 +88,53 @@ def _write(file: Path, leading: Sequence[str], rows: Sequence[tuple[Row, Row]], 
     others = dict.fromkeys(name for row in own for name in row)
     columns = [*leading, *(name for name in others if name not in leading)]
     write_atomically(file, lambda partial: table.reindex(columns=columns).to_csv(partial, index=False))
+
+
+def keep(report: Path, into: Path) -> list[Path]:
+    """Write a report's runs and claims as two small CSV files that say where they come from.
+
+    Args:
+        report: the folder of a finished report.
+        into: the folder of results, such as `data/results`.
+
+    Returns:
+        The files: STUDY_SCALE.csv and STUDY_SCALE_claims.csv. Lines that begin with # say the command, the
+        versions, the machine and the date; numbers have five significant digits.
+
+    Raises:
+        KDStudyError: if there is no finished report.
+    """
+    try:
+        manifest = json.loads((report / "manifest.json").read_text())
+        table = pd.read_csv(report / "table.csv", dtype={"run": str}, keep_default_na=False, na_values=[""])
+    except FileNotFoundError as error:
+        raise KDStudyError(f"{report}: holds no report of runs ({Path(str(error.filename)).name} is missing)") from None
+    if manifest["outcome"] != "finished":
+        raise KDStudyError(f"{report}: has not finished ({manifest['error']})")
+    name = f"{manifest['study']}_{manifest['scale']}"
+    tables = {
+        name: table.dropna(axis="columns", how="all"),
+        f"{name}_claims": pd.DataFrame(map(_flat, manifest["claims"])),
+    }
+    origin = "".join(f"# {line}\n" for line in _origin(manifest))
+    for stem, kept in tables.items():
+        text = origin + kept.to_csv(index=False, float_format=f"%.{NUMBERS}g")
+        write_atomically(into / f"{stem}.csv", functools.partial(Path.write_text, data=text))
+    return [into / f"{stem}.csv" for stem in tables]
+
+
+def _origin(manifest: Row) -> list[str]:
+    """Return where a report comes from, in lines; where a folder of images lies is nobody's business."""
+    given = "".join(f" -p {name} {_anywhere(str(value))}" for name, value in manifest["parameters"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    machine = ", ".join(f"{name} {value}" for name, value in manifest["machine"].items())
+    return [
+        f"kdstudy run {manifest['study']} --scale {manifest['scale']}{given}",
+        manifest["started"],
+        machine,
+        versions,
+    ]
+
+
+def _anywhere(value: str) -> str:
+    return "folder:PATH" if value.startswith("folder:") else value

@@ -85,6 +85,7 @@ def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: 
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         "runs": list(dict.fromkeys(key for line in told for key in line.get("runs", []))),
         "claims": _claims(executed),
     }

@@ -6,7 +6,8 @@ import math
 import pandas as pd
 import pytest
 
-from kdstudy.collected import collect
+from kdstudy.collected import collect, keep
+from kdstudy.errors import KDStudyError
 
 CLAIM = {
     "statement": 'more, is "more"',
@@ -136,3 +137,41 @@ def test_where_nothing_is_nothing_is_written(tmp_path):
     (tmp_path / "some").mkdir()
     assert collect(tmp_path / "some") == []
     assert {file.name for file in (tmp_path / "some").iterdir()} <= {".lock"}
+
+
+# What is kept
+
+
+def finished(folder, **changes):
+    rows = [{"run": "00000000000000000e10", "net": "resnet8", "empty": None, "test_accuracy": 2 / 3, "error": ""}]
+    put(folder, "report", {"dataset": "folder:/home/me/images", "seeds": 3}, rows)
+    file = folder / "report" / "manifest.json"
+    said = {"study": "gap", "started": "2026-11-21T07:40:00Z", "versions": {"python": "3.11.7", "torch": "2.15.0"}}
+    said |= {"machine": {"system": "Linux", "processor": "x86_64", "cores": 2}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | said | changes))
+    return folder / "report"
+
+
+def test_what_is_kept_says_where_it_comes_from(tmp_path):
+    files = keep(finished(tmp_path), tmp_path / "results")
+    assert [file.name for file in files] == ["gap_smoke.csv", "gap_smoke_claims.csv"]
+    for file in files:
+        assert file.read_text().splitlines()[:4] == [
+            "# kdstudy run gap --scale smoke -p dataset folder:PATH -p seeds 3",
+            "# 2026-11-21T07:40:00Z",
+            "# system Linux, processor x86_64, cores 2",
+            "# python 3.11.7, torch 2.15.0",
+        ]
+    runs, claims = (pd.read_csv(file, comment="#", dtype=str) for file in files)
+    assert runs.to_dict("records") == [{"run": "00000000000000000e10", "net": "resnet8", "test_accuracy": "0.66667"}]
+    assert claims["verdict"].tolist() == ["inconclusive"]
+    assert claims["high"].tolist() == ["0.25"]
+
+
+def test_only_a_finished_report_is_kept(tmp_path):
+    with pytest.raises(KDStudyError, match="holds no report of runs \\(manifest.json is missing\\)"):
+        keep(tmp_path, tmp_path / "results")
+    report = finished(tmp_path, outcome="failed", error="too hot")
+    with pytest.raises(KDStudyError, match="report: has not finished \\(too hot\\)"):
+        keep(report, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
