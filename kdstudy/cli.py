@@ -64,7 +64,9 @@ def list_(what: str | None, notebooks: Path | None) -> None:
 def _lines(kind: str, notebooks: Path | None) -> list[tuple[str, str]]:
     if kind == "studies":
         return [(name, books.title(file)) for name, file in books.studies(notebooks).items()]
-    return [(name, entry.summary) for name, entry in LISTS[kind].items()]
+    lines = [(name, entry.summary) for name, entry in LISTS[kind].items()]
+    libraries = NETWORKS.libraries if kind == "networks" else ()
+    return lines + [(f"{library}:NAME", f"Any classifier of {library}, untrained.") for library in libraries]
 
 
 @main.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -33,3 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def own_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Give each test a store of runs of its own, empty at the start."""
     monkeypatch.setenv("KDSTUDY_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def own_registries() -> Iterator[None]:
+    """Take out again what a test registers, so that no other test meets it."""
+    from kdstudy import DATASETS, METHODS, NETWORKS
+
+    registries = METHODS, NETWORKS, DATASETS
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)

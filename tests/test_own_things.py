@@ -73,16 +73,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take what a test registers out again."""
-    from kdstudy import DATASETS, METHODS, NETWORKS
-
-    for registry, name in ((METHODS, "mine"), (NETWORKS, "small"), (DATASETS, "stripes")):
-        monkeypatch.setitem(registry, name, registry["kd" if registry is METHODS else next(iter(registry))])
-        monkeypatch.delitem(registry, name)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_trained_again_when_it_was_edited_and_only_then(cells, kind):
     definition, ask = KINDS[kind]

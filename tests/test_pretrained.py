@@ -87,7 +87,7 @@ def test_training_goes_on_from_it(file):
 def test_images_reach_it_as_it_knows_them(tmp_path):
     """A linear network on raw grey values, on data normalised otherwise: the logits by hand."""
 
-    @NETWORKS.register("linear_for_this_test")
+    @NETWORKS.register("linear")
     def linear(num_classes: int = 10, channels: int = 1) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, num_classes))
 
@@ -95,7 +95,7 @@ def test_images_reach_it_as_it_knows_them(tmp_path):
         weights = linear()
     file = tmp_path / "linear.pth"
     torch.save(weights.state_dict(), file)
-    net = Net("linear_for_this_test")
+    net = Net("linear")
     run = Run(net, data=DATA, init=Pretrained(file, net, mean=(0.25,), std=(0.5,)), recipe=Recipe(epochs=0))
     grey = DATA.load().test.images.float() / 255
     by_hand = weights((grey - 0.25) / 0.5)

@@ -346,17 +346,15 @@ def test_a_run_that_asks_for_itself_is_refused():
 # Before training
 
 
-@NETWORKS.register("vast_for_this_test")
-def vast(num_classes: int = 10, channels: int = 1) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10**10), nn.Linear(10**10, num_classes))
-
-
 def test_a_student_larger_than_memory_is_refused():
     """74e10 weights with gradient and momentum, 64 times 1e10 activations, 4 bytes each: 11.4e12 bytes."""
-    with pytest.raises(
-        KDStudyError, match=r"vast_for_this_test .*: training takes about 1[12] TB with batch 64, .* are free"
-    ):
-        Run("vast_for_this_test", data="digits").check()
+
+    @NETWORKS.register("vast")
+    def vast(num_classes: int = 10, channels: int = 1) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10**10), nn.Linear(10**10, num_classes))
+
+    with pytest.raises(KDStudyError, match=r"vast .*: training takes about 1[12] TB with batch 64, .* are free"):
+        Run("vast", data="digits").check()
 
 
 def test_a_batch_larger_than_memory_is_refused(monkeypatch):

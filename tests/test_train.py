@@ -44,7 +44,7 @@ def but(**changes: Any) -> Recipe:
 # Recipes
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"epochs": 0}, "epochs = 0: must be an integer of at least 1"),
+    ({"epochs": -1}, "epochs = -1: must be an integer of at least 0"),
     ({"epochs": 2.0}, "epochs = 2.0"),
     ({"epochs": True}, "epochs = True"),
     ({"epochs": 4, "stop": 5}, "stop = 5: must be an integer between 1 and 4"),
