@@ -57,7 +57,13 @@ def list_(what: str | None, notebooks: Path | None) -> None:
     for kind in kinds if what is None else [what]:
         if what is None:
             click.echo(f"{kind}:")
-        for name, line in _lines(kind, notebooks):
+        try:
+            lines = _lines(kind, notebooks)
+        except KDStudyError as error:
+            if what is not None:
+                raise
+            lines = [("none", str(error))]
+        for name, line in lines:
             click.echo(f"  {name:<18} {line}")
 
 

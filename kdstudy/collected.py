@@ -23,8 +23,8 @@ def collect(folder: Path) -> list[str]:
     """Write `table.csv`, a row a run, and `claims.csv`, a row a claim, of the reports that lie in a folder.
 
     The parameters of a report come first, with its folder's name as `report`; a column of the runs or the
-    claims that has the name of a parameter is called `run_NAME` or `claim_NAME`. The runs of a report that
-    failed are left out, its outcome and error are in `claims.csv`.
+    claims that has the name of a parameter is called `run_NAME` or `claim_NAME`. Of a report that failed,
+    `table.csv` has the runs that it got to, and `claims.csv` its outcome and error.
 
     Args:
         folder: a study's, with a folder for each report.
@@ -49,7 +49,7 @@ def _read(place: Path, skipped: list[str]) -> tuple[Row, list[Row], list[Row]] |
     try:
         manifest = json.loads((place / "manifest.json").read_text())
         of = {"scale": manifest["scale"], **manifest["parameters"], "report": place.name}
-        runs = _runs(place / "table.csv") if manifest["outcome"] == "finished" else []
+        runs = _runs(place / "table.csv")
         ended = {"outcome": manifest["outcome"], "error": manifest["error"]}
         claims = [{**_flat(claim), **ended} for claim in manifest["claims"] or [{}]]
     except FileNotFoundError:

@@ -10,6 +10,7 @@ import os
 import secrets
 import subprocess
 import sys
+import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -231,4 +232,8 @@ def teacher_failed(run: Run, failed: Mapping[str, str]) -> str | None:
 def in_words(error: Exception) -> str:
     """Return what went wrong in a line."""
     words = " ".join(str(error).split())
-    return words if isinstance(error, KDStudyError) else f"{type(error).__name__}: {words}".removesuffix(": ")
+    if isinstance(error, KDStudyError):
+        return words
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}: {words}".removesuffix(": ") + where

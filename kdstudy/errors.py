@@ -22,6 +22,10 @@ _NUMBERS = {"int": (int,), "float": (int, float)}
 class KDStudyError(Exception):
     """A wrong turn that its message explains in one line."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Tell IPython to show that line alone."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> KDStudyError:
     """Return the error for a name that is not known, with the nearest match or all names.
@@ -39,9 +43,10 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> KDStudyError:
         "unknown network 'resnet9': did you mean 'resnet8'?"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    lower = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
     if close:
-        return KDStudyError(f"unknown {kind} {name!r}: did you mean {close[0]!r}?")
+        return KDStudyError(f"unknown {kind} {name!r}: did you mean {lower[close[0]]!r}?")
     return KDStudyError(f"unknown {kind} {name!r}: there is {', '.join(names) or 'none'}")
 
 
@@ -77,10 +82,11 @@ def check_number(
     if right and low <= value <= high and not (above and value == low) and abs(value) < math.inf:  # type: ignore
         return
     noun = "an integer" if whole else "a number"
+    ends = [f"{end:.0f}" if abs(end) < math.inf and float(end).is_integer() else f"{end:g}" for end in (low, high)]
     if high < math.inf:
-        allowed = f"{noun} between {low:g} and {high:g}" + (f", not {low:g}" if above else "")
+        allowed = f"{noun} {f'greater than {ends[0]} and at most' if above else f'between {ends[0]} and'} {ends[1]}"
     elif low > -math.inf:
-        allowed = f"{noun} {'greater than' if above else 'of at least'} {low:g}"
+        allowed = f"{noun} {'greater than' if above else 'of at least'} {ends[0]}"
     else:
         allowed = noun
     raise KDStudyError(f"{name} = {value!r}: must be {allowed}")

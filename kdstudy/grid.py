@@ -104,4 +104,7 @@ def folder_name(values: Mapping[str, Any]) -> str:
 
 def scale_of(values: Mapping[str, Any]) -> str:
     """Return the scale that the values of parameters stand for."""
-    return str(values.get("scale") or os.environ.get("KDSTUDY_SCALE") or "quick")
+    scale = str(values.get("scale") or os.environ.get("KDSTUDY_SCALE") or "quick")
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    return scale

@@ -112,13 +112,13 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
         {
             "run": table["run"].str[:8],
             "net": table["net"],
-            "data": table["data"],
+            "data": table["data"].str.replace(r"content=(\w{7})\w*", r"\1", regex=True).str.replace("subset=", ""),
             "method": [f"{method} ({said})" if said else method for method, said in params],
             "teacher": table["teacher"],
             "seed": table["seed"],
             "epochs": table["epochs"],
             "test": table.get("test_accuracy"),
-            "finished": table["finished"].str[:16].str.replace("T", " "),
+            "finished": table["finished"].str[2:16].str.replace("T", " "),
             "state": table.get("state"),
         }
     )[["run", "net", "data", "method", "teacher", "seed", "epochs", *last]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from kdstudy import nets
 from kdstudy.data import Dataset
-from kdstudy.errors import KDStudyError
+from kdstudy.errors import KDStudyError, check_number
 from kdstudy.nets import NETWORKS
 
 
@@ -92,8 +92,8 @@ class Pretrained:
         file: str | Path,
         net: Net | str,
         *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
     ) -> None:
         self.file = Path(file).expanduser().absolute()
         self.net = Net(net) if isinstance(net, str) else net
@@ -101,8 +101,7 @@ class Pretrained:
             raise KDStudyError(f"net: is a {type(net).__name__}, must be a Net or a network's name")
         if (mean is None) != (std is None):
             raise KDStudyError("mean and std: give both or neither")
-        self.mean = None if mean is None else tuple(map(float, mean))
-        self.std = None if std is None else tuple(map(float, std))
+        self.mean, self.std = _colour("mean", mean), _colour("std", std)
         if not self.file.is_file():
             raise KDStudyError(f"no file of weights at {self.file}")
         self.digest = _digest(self.file)
@@ -132,6 +131,16 @@ class Pretrained:
         if _digest(self.file) != self.digest:
             raise KDStudyError(f"{self.file} has changed since it was named: name it anew")
         nets.load_weights(net, nets.read_weights(self.file), source=self.file.name)
+
+
+def _colour(name: str, value: float | Sequence[float] | None) -> tuple[float, ...] | None:
+    """Return a mean or a deviation as a value a channel."""
+    if value is None:
+        return None
+    values = tuple(value) if isinstance(value, Iterable) else (value,)
+    for each in values:
+        check_number(f"{name} (of colours from 0 to 1)", each, low=0, high=1, above=name == "std")
+    return tuple(map(float, values))
 
 
 def _digest(file: Path) -> str:

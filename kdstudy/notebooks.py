@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstudy.errors import KDStudyError, unknown
-from kdstudy.places import project
+from kdstudy.places import shipped
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def _literal(text: str) -> Any:
 
 
 def notebooks_folder(folder: Path | None = None) -> Path:
-    """Return the folder of the studies' notebooks, by default the project's `notebooks/`."""
-    found = folder or project() / "notebooks"
+    """Return the folder of the studies' notebooks: by default the project's, or else those of kdstudy's checkout."""
+    found = folder or shipped("notebooks")
     if not found.is_dir():
         raise KDStudyError(f"no folder of notebooks at {found}: name one with --notebooks")
     return found

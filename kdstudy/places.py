@@ -26,6 +26,16 @@ def project() -> Path:
     return here
 
 
+def shipped(*parts: str) -> Path:
+    """Return a place in the project; outside of one, in the checkout that kdstudy is used from, if it is there.
+
+    Args:
+        *parts: the place, such as "notebooks" or "data", "published".
+    """
+    here, checkout = (folder.joinpath(*parts) for folder in (project(), Path(__file__).parent.parent))
+    return here if here.exists() or not checkout.exists() else checkout
+
+
 def _place(variable: str, default: str) -> Path:
     given = os.environ.get(variable)
     return Path(given).expanduser().absolute() if given else project() / default

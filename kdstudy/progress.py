@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,18 +92,23 @@ class Progress:
     Args:
         total: how many runs there are.
         missing: those that are to be trained.
+        refused: why others cannot be, a line each.
     """
 
-    def __init__(self, total: int, missing: list[Run]) -> None:
+    def __init__(self, total: int, missing: list[Run], refused: Sequence[str] = ()) -> None:
         self.seconds = estimate(missing)
         self.whole = sum(self.seconds.values())
         self.share = dict.fromkeys(self.seconds, 0.0)
-        self.failures = 0
+        self.failures: list[str] = []
+        self.trained = 0
         self.started = time.monotonic()
         about = f", about {seconds_text(self.whole)}" if missing else ""
-        self.plan = f"{total} runs: {total - len(missing)} in the store, {len(missing)} to train"
+        stored = total - len(missing) - len(refused)
+        self.plan = f"{total} runs: {stored} in the store, {len(missing)} to train"
         self.display = Display()
         self.display.show(f"{self.plan}{about}", 0.0)
+        for line in refused:
+            self._failed(line)
 
     def epoch(self, run: Run, record: Mapping[str, Any]) -> None:
         """Show a finished epoch."""
@@ -116,19 +121,25 @@ class Progress:
         """Show that a run has ended, well or not."""
         self.share[run.key] = 1.0
         if error is not None:
-            self.failures += 1
-            self._show(f"{run.label} failed: {error}")
+            self._failed(f"{run.label} failed: {error}")
+        else:
+            self.trained += 1
 
     def close(self) -> None:
         """Show that all is done."""
         taken = seconds_text(time.monotonic() - self.started)
-        trained = f"; {len(self.share) - self.failures} trained in {taken}" if self.share else ""
-        failed = f", {self.failures} failed" if self.failures else ""
+        trained = f"; {self.trained} trained in {taken}" if self.share else ""
+        failed = f"; {len(self.failures)} failed, first: {self.failures[0]}" if self.failures else ""
         self.display.show(f"{self.plan}{trained}{failed}", 1.0)
         self.display.close()
 
+    def _failed(self, line: str) -> None:
+        self.failures.append(line)
+        self._show(line)
+
     def _show(self, text: str) -> None:
         done = sum(self.share[key] * self.seconds[key] for key in self.share) / (self.whole or 1.0)
-        left = (time.monotonic() - self.started) * (1 - done) / max(done, 1e-9)
+        passed = time.monotonic() - self.started
+        left = passed * (1 - done) / done if done > 0.01 else self.whole
         ended = sum(share == 1.0 for share in self.share.values())
         self.display.show(f"{ended}/{len(self.share)} runs, about {seconds_text(left)} left; {text}", min(done, 0.999))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdstudy.errors import unknown
-from kdstudy.places import project
+from kdstudy.errors import KDStudyError, unknown
+from kdstudy.places import shipped
 
 
 def published(dataset: str, folder: Path | None = None) -> pd.DataFrame:
@@ -15,7 +15,7 @@ def published(dataset: str, folder: Path | None = None) -> pd.DataFrame:
 
     Args:
         dataset: "cifar10", "cifar100" or "imagenet".
-        folder: where the tables lie; None takes the project's.
+        folder: where the tables lie; None takes the project's, or else those of kdstudy's own checkout.
 
     Returns:
         One row a number: teacher, student, method, test_accuracy and teacher_test_accuracy in percent,
@@ -31,8 +31,10 @@ def published(dataset: str, folder: Path | None = None) -> pd.DataFrame:
         >>> pair.set_index("method").gain.round(2)["kd"].item()
         1.66
     """
-    folder = folder or project() / "data" / "published"
+    folder = folder or shipped("data", "published")
     files = {file.stem: file for file in folder.glob("*.csv")}
+    if not files:
+        raise KDStudyError(f"no published tables at {folder}: they lie in data/published/ of a kdstudy checkout")
     if dataset not in files:
         raise unknown("published table", dataset, files)
     table = pd.read_csv(files[dataset], keep_default_na=False, na_values={"teacher_test_accuracy": [""]})

@@ -26,7 +26,8 @@ class Recipe:
         epochs: the length of the schedule; 0 only evaluates a network that starts from trained weights.
         stop: the epoch after which training ends although its schedule is longer, which gives the raw
             checkpoint of a long schedule; None trains to its end.
-        batch: images a step; the images left over at an epoch's end, fewer than a batch, sit it out.
+        batch: images a step; the images left over at an epoch's end, fewer than a batch, sit it out, unless
+            they are all there are.
         learning_rate: the learning rate where the schedule is 1.
         momentum: of the gradient, in [0, 1].
         nesterov: whether the momentum is Nesterov's.

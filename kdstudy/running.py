@@ -123,6 +123,8 @@ def _run(point: Point, timeout: float | None) -> bool:
     except (KDStudyError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         return False
+    if manifest["claims"] and manifest["scale"] == "smoke":
+        click.echo("  (at smoke everything executes and nothing is shown: these verdicts mean nothing)")
     for claim in manifest["claims"]:
         click.echo(f"  {claim['verdict']:>12}: {claim['statement']}")
     if manifest["error"]:
@@ -164,7 +166,7 @@ def _plan(points: Sequence[Point], timeout: float | None) -> bool:
         if plan["error"]:
             click.echo(f"Error: {plan['error']}", err=True)
     where = f"{workers} workers" if workers else "in one process"
-    click.echo(f"to train: {_cost(seconds, runs)}" + (f" on this machine, {where}" if seconds else ""))
+    click.echo(f"to train: {_cost(seconds, runs)}" + (f" of training on this machine, {where}" if seconds else ""))
     if seconds:
         click.echo("(of each notebook up to the first of its studies that lacks a run; nothing was trained)")
     return good

@@ -131,7 +131,9 @@ class Run:
 
     def make_method(self) -> Method:
         """Return a new instance of the method."""
-        made: Method = METHODS.make(self.method, **self.params)
+        made = METHODS.make(self.method, **self.params)
+        if not isinstance(made, Method):
+            raise KDStudyError(f"method {self.method!r}: its factory returned {type(made).__name__}, must be a Method")
         return made
 
     def make_net(self, dataset: Dataset, *stream: str | int) -> nets.Network:
@@ -144,10 +146,12 @@ class Run:
         """Refuse, before any training, what only the data can tell.
 
         Raises:
-            KDStudyError: if a teacher has other classes or takes other images than the data, or if the
-                training needs more memory than there is.
+            KDStudyError: if the file of weights it starts from does not fit, if a teacher has other classes
+                or takes other images than the data, or if the training needs more memory than there is.
         """
         dataset = self.data.load()
+        if self.init is not None:
+            self.init.load(self.make_net(dataset))
         for teacher in self.teachers:
             _check_classes(teacher, self, dataset)
         _check_memory(self, dataset)
@@ -206,6 +210,8 @@ class Run:
     @property
     def label(self) -> str:
         """The run in a log line or an error message."""
+        if self.init is not None and not self.recipe.epochs:
+            return f"{self.net.label} from {self.init.file.name}"
         taught = f" by {', '.join(t.label.split(' ', 1)[0] for t in self.teachers)}" if self.teachers else ""
         return f"{self.net.label} {self.method}{taught} seed {self.seed}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -19,6 +20,10 @@ from kdstudy.progress import Progress, estimate, seconds_text
 from kdstudy.runs import Run
 from kdstudy.store import Store
 
+METRICS = (
+    *("train_accuracy", "validation_accuracy", "test_accuracy", "test_nll", "test_ece", "test_brier"),
+    *("train_agreement", "test_agreement", "train_kl", "test_kl", "teacher_test_accuracy"),
+)
 SCALES = ("smoke", "quick", "course", "paper")
 
 
@@ -94,8 +99,8 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
 
     Returns:
         One row a run, in the order given: its key, network, method, parameters, teacher and seed, its
-        metrics (accuracies and shares in [0, 1], KL and NLL in nats), `status` "finished" or "failed",
-        and `error`.
+        metrics (accuracies and shares in [0, 1], KL and NLL in nats; NaN where there is none), `status`
+        "finished" or "failed", and `error`, which says why.
 
     Raises:
         Planned: in a dry run (`KDSTUDY_DRY_RUN`), if runs are missing.
@@ -106,7 +111,7 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
         >>> study([run])[["net", "method", "status"]].iloc[0].tolist()
         ['resnet8', 'scratch', 'finished']
     """
-    runs, store = list(runs), store or Store()
+    runs, store = _listed(runs), store or Store()
     ordered = in_order(runs)
     missing = [run for run in ordered if store.find(run) is None]
     failed = _unfit(missing)
@@ -114,7 +119,8 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     tell(runs=[run.key for run in ordered])
     if missing and os.environ.get("KDSTUDY_DRY_RUN"):
         raise _planned(len(ordered), missing, failed)
-    show = Progress(len(ordered) - len(failed), missing)
+    refused = [f"{run.label} failed: {failed[run.key]}" for run in ordered if run.key in failed]
+    show = Progress(len(ordered), missing, refused)
     with closing(execute(missing, store)) as events:  # an interrupt is to leave neither lock nor worker behind
         for event in events:
             if event.record is not None:
@@ -126,7 +132,19 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     show.close()
     rows = [_row(run, store, failed) for run in runs]
     tell(rows=rows)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.assign(**{name: math.nan for name in METRICS if rows and name not in table})
+
+
+def _listed(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs as a list; refuse what is none."""
+    if isinstance(runs, Run):
+        raise KDStudyError("runs: must be several, or one as study([run])")
+    listed = list(runs)
+    for run in listed:
+        if not isinstance(run, Run):
+            raise KDStudyError(f"runs: one is a {type(run).__name__}, all must be a Run")
+    return listed
 
 
 def _unfit(runs: Iterable[Run]) -> dict[str, str]:

@@ -173,9 +173,7 @@ class Training:
                 teacher=Outputs(partial(self.teach, x, rows, epoch)),
             )
             with autocast(self.device, self.precision):
-                terms = self.method(step)
-                if not terms:
-                    raise KDStudyError(f"the method has no loss term in epoch {epoch}, step {i}: nothing to minimise")
+                terms = _scalars(self.method(step), epoch, i)
                 loss = torch.stack(list(terms.values())).sum()
             self.optimizer.zero_grad()
             loss.backward()
@@ -276,6 +274,16 @@ def check_teachers(method: Method, number: int) -> None:
         raise KDStudyError(f"several teachers are averaged by their logits; this method reads {taps}")
 
 
+def _scalars(terms: dict[str, Tensor], epoch: int, step: int) -> dict[str, Tensor]:
+    """Return the loss terms of a step; refuse none at all, or one that is no scalar."""
+    if not terms:
+        raise KDStudyError(f"the method has no loss term in epoch {epoch}, step {step}: nothing to minimise")
+    for name, term in terms.items():
+        if term.dim():
+            raise KDStudyError(f"the loss term {name!r} has the shape {tuple(term.shape)}, must be a scalar")
+    return terms
+
+
 def _means(log: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
     """Return the mean of each term over the steps that have it; refuse the first that is not finite."""
     means: dict[str, float] = {}
@@ -288,6 +296,8 @@ def _means(log: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
         broken += [(at[i], name, values[i].item()) for i in wrong[:1]]
     if broken:
         step, name, value = min(broken)
+        if not epoch and not step:
+            raise KDStudyError(f"the term {name!r} is {value} at the very first step: look at what it computes")
         raise KDStudyError(
             f"training diverged in epoch {epoch}, step {step}: the term {name!r} is {value}; try a lower learning rate"
         )

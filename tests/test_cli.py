@@ -247,7 +247,7 @@ def test_a_dry_run_counts_what_points_share_once_and_writes_nothing(folder):
     assert [re.sub(r"about \d+ s", "about S", line) for line in points] == [
         f"nothing smoke,seeds={n}: 2 of 2 runs, about S" for n in (1, 2)
     ]
-    assert re.fullmatch(r"to train: 3 of 3 runs, about \d+ s on this machine, in one process", total)
+    assert re.fullmatch(r"to train: 3 of 3 runs, about \d+ s of training on this machine, in one process", total)
     assert note == "(of each notebook up to the first of its studies that lacks a run; nothing was trained)"
     assert not list(Path(os.environ["KDSTUDY_RUNS"]).glob("*/result.json"))
     assert not (folder / "reports").exists()

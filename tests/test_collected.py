@@ -77,7 +77,7 @@ def test_every_claim_stands_there_and_a_failed_report_with_its_error(tmp_path):
     assert claims["verdict"].tolist() == ["inconclusive", "inconclusive", "", "inconclusive", ""]
     assert claims["outcome"].tolist() == ["finished", "finished", "failed", "failed", "finished"]
     assert claims["error"].tolist() == ["", "", "1 of 2 runs failed", "late", ""]
-    assert read(tmp_path / "table.csv")["report"].tolist() == ["a"]
+    assert read(tmp_path / "table.csv")["report"].tolist() == ["a", "b", "c"]
 
 
 def test_later_reports_complete_the_tables_and_nothing_else_stays(tmp_path):

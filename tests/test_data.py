@@ -118,7 +118,7 @@ def test_images_are_normalised_by_the_training_images():
         ("digit", {}, "unknown data set 'digit': did you mean 'digits'?"),
         ("glyphs", {"sise": 16}, "unknown parameter 'sise': did you mean 'size'?"),
         ("glyphs", {"size": "16"}, "size = '16': must be of type int"),
-        ("digits", {"validation": 0}, "validation = 0: must be a number between 0 and 0.5, not 0"),
+        ("digits", {"validation": 0}, "validation = 0: must be a number greater than 0 and at most 0.5"),
         ("digits", {"validation": 0.6}, "validation = 0.6: must be"),
         ("digits", {"subset": 0}, "subset = 0: must be an integer of at least 1"),
     ],

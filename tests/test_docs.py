@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import kdstudy
-from kdstudy import DATASETS, METHODS, NETWORKS, cli, losses, metrics, nets, report, schedules
+from kdstudy import DATASETS, METHODS, cli, losses, metrics, nets, report, schedules
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -70,10 +70,6 @@ def test_the_readme_examples_run(
     file = tmp_path / "readme.py"  # a file, so that what it registers has a source
     file.write_text("\n".join(blocks))
     monkeypatch.chdir(tmp_path)
-    try:
-        exec(compile(file.read_text(), str(file), "exec"), {"__name__": "readme"})
-    finally:
-        METHODS.pop("my_method", None)
-        NETWORKS.pop("my_net", None)
+    exec(compile(file.read_text(), str(file), "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
     assert re.search(r"my_net +my_method +[01]\.\d+", printed)  # trained, and with a number

@@ -442,7 +442,7 @@ def test_renormalised_images_are_those_the_network_knows(kind):
 
 @pytest.mark.parametrize(
     ("colours", "message"),
-    [(([0.5], [0.0]), "must be greater than 0"), (([0.5, 0.5], [1.0]), "must have a value a channel, have 1, 1, 2, 1")],
+    [(([0.5], [0.0]), "must be greater than 0"), (([0.5, 0.5], [1.0]), "have 2 and 1 values, the images 1 channels")],
 )
 def test_impossible_normalisations_are_refused(colours, message):
     with pytest.raises(KDStudyError, match=message):

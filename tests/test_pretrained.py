@@ -140,7 +140,7 @@ def test_mean_without_std_is_refused(file):
 
 def test_colours_of_another_number_are_refused(file):
     teacher = Pretrained(file, "resnet8", mean=(0.5, 0.5), std=(0.2, 0.2))
-    with pytest.raises(KDStudyError, match="mean and std: must have a value a channel, have 1, 1, 2, 2"):
+    with pytest.raises(KDStudyError, match="mean and std: have 2 and 2 values, the images 1 channels"):
         Run("resnet8", data=DATA, init=teacher, recipe=Recipe(epochs=0)).result()
 
 
@@ -183,3 +183,29 @@ def test_nothing_is_left_of_a_refused_file(file):
     with pytest.raises(KDStudyError):
         run.result()
     assert Store().find(run) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        (127.0, 0.2, "mean .* = 127.0: must be a number between 0 and 1"),
+        (0.5, [0], "std .* = 0: must be .* greater than 0"),
+    ],
+)
+def test_colours_are_shares(file, mean, std, said):
+    with pytest.raises(KDStudyError, match=said):
+        Pretrained(file, "resnet8", mean=mean, std=std)
+    assert (
+        Pretrained(file, "resnet8", mean=0.5, std=0.25).spec()
+        == Pretrained(file, "resnet8", mean=[0.5], std=[0.25]).spec()
+    )
+
+
+def test_a_file_that_does_not_fit_is_refused_before_anything_is_trained(file):
+    """Its students and all others would wait for a failure that is certain."""
+    net = Net("resnet8", width=4)
+    student = Run("resnet8", data=DATA, recipe=RECIPE, method="kd", teachers=(Pretrained(file, net),))
+    table = study([student])
+    assert "45 more differ" in table.error[0]
+    assert not Store().folder(student.teachers[0]).exists()
+    assert student.teachers[0].label == "resnet8 (width=4) from teacher.pth"

@@ -292,5 +292,5 @@ def test_the_lower_bound_may_be_left_out():
         check_number("rate", 0, low=0, above=True)
     with pytest.raises(KDStudyError, match="rate = -1: must be a number of at least 0"):
         check_number("rate", -1, low=0)
-    with pytest.raises(KDStudyError, match="rate = 0: must be a number between 0 and 1, not 0"):
+    with pytest.raises(KDStudyError, match="rate = 0: must be a number greater than 0 and at most 1"):
         check_number("rate", 0, low=0, high=1, above=True)

@@ -10,11 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from kdstudy import NETWORKS, Data, Net, Pretrained, Recipe, Run, Store, cli, conclude, nets, study
+from kdstudy import (
+    METHODS,
+    NETWORKS,
+    Data,
+    Method,
+    Net,
+    Pretrained,
+    Recipe,
+    Run,
+    Store,
+    cli,
+    conclude,
+    nets,
+    published,
+    study,
+)
 from kdstudy.errors import KDStudyError
 from kdstudy.upkeep import verify
 
@@ -75,7 +91,7 @@ TURNS: dict[str, tuple[Callable[[Path], Run], str]] = {
     "one class": (lambda tmp: on(images(tmp / "f", "cats")), "needs at least two class folders, has cats"),
     "no images": (lambda tmp: on(images(tmp / "f", "a", "b") / "a"), "no class folders in it"),
     "broken image": (lambda tmp: on(broken(tmp / "f")), r"cannot read .*b/3\.png: damaged, or not an image"),
-    "mixed sizes": (lambda tmp: on(mixed(tmp / "f")), r"sizes differ: .* is 8x8, .*9\.png is 9x8; pass size=32, say"),
+    "mixed sizes": (lambda tmp: on(mixed(tmp / "f")), r"sizes differ: .* is 8x8, .*9\.png is 9x8; give size=32, say"),
     "larger than memory": (huge, r"takes about .*TB.* are free"),
     "checkpoint of other shapes": (other_shapes, r"\(16, 1, 3, 3\).*teacher\.pth.*\(4, 1, 3, 3\)"),
     "teacher of other classes": (taught_elsewhere, "with 3 classes, folder has 2"),
@@ -153,3 +169,101 @@ def test_from_the_command_line(tmp_path):
     assert lines("runs", "show", "abc") != []
     assert lines("runs", "import", str(notebook)) != []
     assert lines("list", "network") == ["Error: unknown list 'network': did you mean 'networks'?"]
+
+
+def test_a_notebook_shows_the_line_alone():
+    shell = InteractiveShell()
+    with pytest.MonkeyPatch.context() as patch:
+        shown: list[str] = []
+        patch.setattr(shell, "_showtraceback", lambda kind, value, lines: shown.extend(lines))
+        shell.run_cell("from kdstudy import Run\nRun('resnet9', data='digits')")
+    assert shown == ["KDStudyError: unknown network 'resnet9': did you mean 'resnet8'?"]
+
+
+def test_a_failed_run_has_every_column_and_its_reason(capsys):
+    table = study([Run("resnet8", data=Data("digits", subset=10**6), recipe=RECIPE)])
+    assert table[["net", "test_accuracy", "test_kl"]].isna().iloc[0].tolist() == [False, True, True]
+    reason = "resnet8 scratch seed 0 failed: subset = 1000000: digits has 1293 training images"
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[0] == "1 runs: 0 in the store, 0 to train"
+    assert said[-1] == f"1 runs: 0 in the store, 0 to train; 1 failed, first: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: study(GOOD), r"runs: must be several, or one as study\(\[run\]\)"),
+        (lambda: study(["resnet8"]), "runs: one is a str, all must be a Run"),
+        (lambda: Run("resnet8", data="digits", method="KD", teachers=(GOOD,)), "did you mean 'kd'"),
+        (lambda: Data("digits", subset=3).load(), r"subset \(of 10 classes\) = 3: must be an integer of at least 10"),
+        (lambda: Run("resnet8", data="digits", seed=2**40), "between 0 and 2147483648"),
+    ],
+)
+def test_slips_of_the_pen(make, said):
+    with pytest.raises(KDStudyError, match=said):
+        make()
+
+
+def test_a_folder_named_without_its_prefix(tmp_path, monkeypatch):
+    monkeypatch.chdir(images(tmp_path / "mine", "a", "b").parent)
+    with pytest.raises(KDStudyError, match="unknown data set 'mine': a folder of images is named 'folder:mine'"):
+        Data("mine")
+
+
+def shapeless(step):
+    return {"mine": step.student["logits"]}
+
+
+def infinite(step):
+    return {"mine": step.student["logits"].sum() / 0}
+
+
+def mistaken(step):
+    return {"mine": step.student["logits"] + missing}  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (shapeless, r"the loss term 'mine' has the shape \(50, 10\), must be a scalar"),
+        (infinite, "the term 'mine' is (nan|-?inf) at the very first step: look at what it computes"),
+        (mistaken, r"NameError: name 'missing' is not defined \(test_wrong_turns.py, line \d+, in mistaken\)"),
+    ],
+)
+def test_a_method_that_is_wrong_says_where(forward, said):
+    class Mine(Method):
+        def forward(self, step):
+            return forward(step)
+
+    METHODS.register("mine")(Mine)
+    table = study([Run("resnet8", data=Data("digits", subset=100), recipe=RECIPE, method="mine")])
+    assert re.fullmatch(said, table.error[0]), table.error[0]
+
+
+def test_a_factory_that_makes_no_method():
+    @METHODS.register("mine")
+    def mine():
+        return 3
+
+    with pytest.raises(KDStudyError, match="method 'mine': its factory returned int, must be a Method"):
+        Run("resnet8", data="digits", method="mine")
+
+
+def test_elsewhere_the_notebooks_and_tables_of_the_checkout_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listed = CliRunner().invoke(cli.main, ["list"])
+    assert listed.exit_code == 0
+    assert "capacity_gap" in listed.output
+    assert len(published("cifar100")) > 100
+    monkeypatch.setattr("kdstudy.places.__file__", str(tmp_path / "kdstudy" / "places.py"))
+    listed = CliRunner().invoke(cli.main, ["list"])  # of an installed package there is no checkout
+    assert "no folder of notebooks at" in listed.output
+    assert "resnet8" in listed.output
+    with pytest.raises(KDStudyError, match="no published tables at .*: they lie in data/published/ of a kdstudy"):
+        published("cifar100")
+
+
+def test_data_in_a_cell_show_themselves_briefly():
+    said = repr(Data("digits", subset=100).load())
+    assert said.startswith("Dataset('digits', 10 classes, train=Split(100 images, 8 x 8 x 1)")
+    assert len(said) < 200

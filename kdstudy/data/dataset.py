@@ -48,7 +48,7 @@ class Source:
     cache: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     """Some images with their labels.
 
@@ -65,6 +65,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images, {' x '.join(map(str, self.images.shape[1:]))})"
+
     def pick(self, rows: Tensor) -> Split:
         """Return the given rows as a split."""
         return Split(self.images[rows], self.labels[rows], self.index[rows])
@@ -74,7 +77,7 @@ class Split:
         return Split(self.images.to(device), self.labels.to(device), self.index.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """A data set on one device, with training, validation and test images kept apart.
 
@@ -99,6 +102,10 @@ class Dataset:
     mean: Tensor
     std: Tensor
     fingerprint: str
+
+    def __repr__(self) -> str:
+        parts = f"train={self.train!r}, validation={self.validation!r}, test={self.test!r}"
+        return f"Dataset({self.name!r}, {self.num_classes} classes, {parts})"
 
     @property
     def num_classes(self) -> int:

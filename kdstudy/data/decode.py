@@ -53,7 +53,7 @@ def _chunks(names: Sequence[str], opened: Opener, size: int | None, shape: tuple
                     image = _read(part[row], opened, size)
                     if image.shape[:2] != shape[:2]:
                         both = f"{_sized(names[0], shape)}, {_sized(part[row], image.shape)}"
-                        raise KDStudyError(f"sizes differ: {both}; pass size=32, say")
+                        raise KDStudyError(f"sizes differ: {both}; give size=32, say")
                     pixels[row] = image  # grey is spread over the channels
 
             task = max(1, min(_TASK, len(part) // 32))

@@ -43,7 +43,7 @@ def folder(path: str, size: int | None = None) -> Source:
         check_number("folder: size", size, low=1, high=4096, whole=True)
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise KDStudyError(f"folder {path!r}: no such folder")
+        raise KDStudyError(f"folder {path!r}: no such folder: {root.absolute()}")
     parted = (root / "train").is_dir() and (root / "test").is_dir()
     parts = [_find(root, name) for name in ("train", "test")] if parted else [_find(root)]
     classes = tuple(parts[0])

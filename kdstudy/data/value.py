@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -66,6 +67,8 @@ class Data:
         if name.startswith("folder:"):
             args = {"path": name.removeprefix("folder:"), **args}
             name = "folder"
+        if name not in DATASETS and Path(name).is_dir():
+            raise KDStudyError(f"unknown data set {name!r}: a folder of images is named 'folder:{name}'")
         DATASETS.check(name, args)
         for key, value in args.items():
             if not isinstance(value, Hashable):
@@ -182,6 +185,7 @@ class Data:
         if self.subset is not None:
             if self.subset > len(train):
                 raise KDStudyError(f"subset = {self.subset}: {self.name} has {len(train)} training images")
+            check_number(f"subset (of {len(source.classes)} classes)", self.subset, low=len(source.classes), whole=True)
             train = train[stratified_order(labels[train])[: self.subset].sort().values]
         test = torch.arange(len(source.test_labels))
         chosen = [(source.train_images, train), (source.train_images, validation), (source.test_images, test)]

@@ -83,8 +83,8 @@ def renormalised(net: Staged | Tapped, given: Colours, wanted: Colours) -> Stage
     """
     colours = [torch.as_tensor(values, dtype=torch.float32).flatten().cpu() for values in (*given, *wanted)]
     if len({len(values) for values in colours}) > 1:
-        numbers = ", ".join(str(len(values)) for values in colours)
-        raise KDStudyError(f"mean and std: must have a value a channel, have {numbers}")
+        numbers = " and ".join(str(len(values)) for values in colours[2:])
+        raise KDStudyError(f"mean and std: have {numbers} values, the images {len(colours[0])} channels")
     (mean, std), (their_mean, their_std) = colours[:2], colours[2:]
     if not (std > 0).all() or not (their_std > 0).all():
         raise KDStudyError(f"std = {(their_std if (std > 0).all() else std).tolist()}: must be greater than 0")
