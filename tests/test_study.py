@@ -118,8 +118,8 @@ def test_a_failed_run_fails_its_students_and_no_others(own_methods):
     errors = table["error"].tolist()
     assert errors[0] == f"its teacher {student.label} failed: {errors[1]}"
     assert errors[1] == f"its teacher {broken.label} failed: {errors[2]}"
-    assert errors[2] == "ZeroDivisionError: it was bound to happen"
-    assert "training diverged in epoch 0, step 0: the term 'soft' is nan" in errors[3]
+    assert re.fullmatch(r"ZeroDivisionError: it was bound to happen \(test_study.py, line \d+, in forward\)", errors[2])
+    assert "the term 'soft' is nan at the very first step" in errors[3]
     assert errors[4] == ""
     assert table["test_accuracy"].notna().tolist() == [False] * 4 + [True]
     assert Store().find(TEACHER) is not None
@@ -183,12 +183,19 @@ def test_what_its_check_refuses_fails_with_its_students_before_anything_is_train
     monkeypatch.setattr(
         sys.modules["kdstudy.study"],
         "Progress",
-        lambda total, runs: shown.append((total, runs)) or Progress(total, runs),
+        lambda total, *runs: shown.append((total, *runs)) or Progress(total, *runs),
     )
     checked.clear()
     table = study([grandstudent, worse, other, PLAIN, student])
     assert checked == [bad, worse, other]
-    assert shown == [(2, [other])]
+    first = f"its teacher {bad.label} failed: has other classes"
+    refused = [
+        f"{bad.label} failed: has other classes",
+        f"{student.label} failed: {first}",
+        f"{grandstudent.label} failed: its teacher {student.label} failed: {first}",
+        f"{worse.label} failed: MemoryError: too much",
+    ]
+    assert [(total, runs, sorted(said)) for total, runs, said in shown] == [(6, [other], sorted(refused))]
     assert table["status"].tolist() == ["failed", "failed", "finished", "finished", "failed"]
     assert table["error"].tolist() == [
         f"its teacher {student.label} failed: its teacher {bad.label} failed: has other classes",
@@ -454,8 +461,8 @@ def test_one_line_an_epoch_after_the_plan(log, capsys, own_methods):
         rf"1/3 runs, about {time} left; {re.escape(TEACHER.label)}: epoch 1/1, {accuracy}",
         rf"1/3 runs, about {time} left; {re.escape(student.label)}: epoch 1/2, {accuracy}",
         rf"2/3 runs, about {time} left; {re.escape(student.label)}: epoch 2/2, {accuracy}",
-        rf"3/3 runs, about {time} left; .* breaks seed 0 failed: ZeroDivisionError: it was bound to happen",
-        rf"4 runs: 1 in the store, 3 to train; 2 trained in {time}, 1 failed",
+        rf"3/3 runs, about {time} left; .* breaks seed 0 failed: ZeroDivisionError: it was bound to happen .*",
+        rf"4 runs: 1 in the store, 3 to train; 2 trained in {time}; 1 failed, first: .* breaks seed 0 failed: .*",
     ]
     assert len(lines) == len(patterns)
     for line, pattern in zip(lines, patterns, strict=True):
