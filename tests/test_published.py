@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas
 import pytest
 
 from kdstudy.errors import KDStudyError
@@ -59,3 +60,32 @@ def test_the_best_known_row():
 def test_an_unknown_table_gets_the_nearest():
     with pytest.raises(KDStudyError, match="unknown published table 'cifar': did you mean 'cifar10'"):
         published("cifar", FOLDER)
+
+
+# What was measured here
+
+RESULTS = FOLDER.parent / "results"
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.csv")), ids=lambda file: file.stem)
+def test_every_result_says_where_it_comes_from(file):
+    command, date, machine, versions = (line for line in file.read_text().splitlines() if line.startswith("#"))
+    assert re.match(r"# kdstudy run \w+ --scale (quick|course|paper)", command)
+    assert re.fullmatch(r"# \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", date)
+    assert "cores" in machine
+    assert re.search(r"python 3\.\d+\.\d+, kdstudy .*, torch \d", versions)
+    assert "folder:/" not in command
+    assert len(pandas.read_csv(file, comment="#")) > 0
+
+
+def test_the_words_beside_the_results_give_their_numbers():
+    words = (RESULTS / "README.md").read_text()
+    table = pandas.read_csv(RESULTS / "capacity_gap_course.csv", comment="#")
+    assert (table.status == "finished").all()
+    students = table[table.seed < 1000]
+    assert students.groupby(["method", "teacher", "teacher_epochs"], dropna=False).seed.nunique().tolist() == [3] * 7
+    means = 100 * students.groupby(["method", "teacher", "teacher_epochs"], dropna=False).test_accuracy.mean()
+    assert [f"{mean:.2f}" for mean in means if f"| {mean:.2f} [" not in words] == []
+    verdicts = pandas.read_csv(RESULTS / "capacity_gap_course_claims.csv", comment="#").verdict.value_counts()
+    assert verdicts.to_dict() == {"supported": 2, "contradicted": 1, "inconclusive": 4}
+    assert re.search(r"2\s+supported.*1\s+contradicted.*4\s+inconclusive", words, re.S)
