@@ -106,6 +106,20 @@ def test_what_a_base_class_says_counts(cells):
     assert cells("class Base:\n    def deploy(self): return 2", definition) != first
 
 
+def test_a_class_without_functions_is_known_by_what_it_holds_and_inherits(cells):
+    definition = "class thing(Base):\n    size = 1\n"
+    first = cells("class Base:\n    def deploy(self): return 1", definition)
+    assert cells(definition) == first
+    assert cells(definition.replace("1", "2")) != first
+    assert cells("class Base:\n    def deploy(self): return 2", definition) != first
+
+
+def test_names_that_a_class_body_sets_itself_do_not_count(cells):
+    definition = "class thing:\n    size = 1\n    twice = 2 * size\n    def forward(self): return self.twice\n"
+    first = cells("size = 3", definition)
+    assert cells("size = 4") == first
+
+
 def test_what_is_taken_from_an_enclosing_function_counts(cells):
     maker = "def make(n):\n    def inner(x):\n        return x * n\n    return inner\n"
     assert cells(maker, "thing = make(2)") != cells(maker, "thing = make(3)")
