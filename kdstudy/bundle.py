@@ -20,10 +20,10 @@ import filelock
 
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import size_text
-from kdstudy.places import runs_root
+from kdstudy.places import checksum, runs_root
 from kdstudy.specs import depends_on, key_of, label
 from kdstudy.stored import FILES, KEY, check_format, find_key, folders, reaching, read
-from kdstudy.upkeep import IMPORT, checksum, problems
+from kdstudy.upkeep import IMPORT, problems
 
 BUNDLE_FORMAT = 1
 CONTENTS = "bundle.json"

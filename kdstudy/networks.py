@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from kdstudy import nets
 from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError, check_number
 from kdstudy.nets import NETWORKS
+from kdstudy.places import checksum
 
 
 class Net:
@@ -104,7 +104,7 @@ class Pretrained:
         self.mean, self.std = _colour("mean", mean), _colour("std", std)
         if not self.file.is_file():
             raise KDStudyError(f"no file of weights at {self.file}")
-        self.digest = _digest(self.file)
+        self.digest = checksum(self.file)[:16]
 
     def __repr__(self) -> str:
         return f"Pretrained({self.file.name!r}, {self.net!r})"
@@ -128,7 +128,7 @@ class Pretrained:
         Raises:
             KDStudyError: if the file has changed, cannot be read, or does not fit.
         """
-        if _digest(self.file) != self.digest:
+        if checksum(self.file)[:16] != self.digest:
             raise KDStudyError(f"{self.file} has changed since it was named: name it anew")
         nets.load_weights(net, nets.read_weights(self.file), source=self.file.name)
 
@@ -141,9 +141,3 @@ def _colour(name: str, value: float | Sequence[float] | None) -> tuple[float, ..
     for each in values:
         check_number(f"{name} (of colours from 0 to 1)", each, low=0, high=1, above=name == "std")
     return tuple(map(float, values))
-
-
-def _digest(file: Path) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]

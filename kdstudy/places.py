@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,12 @@ def shipped(*parts: str) -> Path:
     """
     here, checkout = (folder.joinpath(*parts) for folder in (project(), Path(__file__).parent.parent))
     return here if here.exists() or not checkout.exists() else checkout
+
+
+def checksum(file: Path) -> str:
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _place(variable: str, default: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -22,7 +21,8 @@ from kdstudy.networks import Net, Pretrained
 from kdstudy.recipe import Recipe, default_device, seeded
 from kdstudy.replay import Average
 from kdstudy.schedules import Schedule
-from kdstudy.store import Result, Store, canonical
+from kdstudy.specs import key_of
+from kdstudy.store import Result, Store
 from kdstudy.stored import table
 from kdstudy.train import check_teachers
 
@@ -184,12 +184,12 @@ class Run:
         What a notebook defines may be edited at any time, so only a run of what ships with kdstudy keeps its key.
         """
         if not self.shipped:
-            return _key(self)
+            return key_of(self.spec())
         return self._shipped_key
 
     @cached_property
     def _shipped_key(self) -> str:
-        return _key(self)
+        return key_of(self.spec())
 
     def _line(self, below: tuple[Run, ...] = ()) -> Iterator[Run]:
         """Yield the run and all it depends on; refuse a circle."""
@@ -229,10 +229,6 @@ def _recipe_spec(recipe: Recipe) -> dict[str, Any]:
 def _evaluated(weights: Pretrained, data: Data) -> Run:
     """Return the run that evaluates trained weights as they are."""
     return Run(weights.net, data=data, recipe=Recipe(epochs=0), init=weights)
-
-
-def _key(run: Run) -> str:
-    return hashlib.sha256(canonical(run.spec()).encode()).hexdigest()[:20]
 
 
 def _check_classes(teacher: Run, student: Run, dataset: Dataset) -> None:

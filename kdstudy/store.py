@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from kdstudy import metrics, nets
 from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
-from kdstudy.places import runs_root, write_atomically, writing
+from kdstudy.places import checksum, runs_root, write_atomically, writing
 from kdstudy.replay import average_logits
 from kdstudy.train import Training, predict
 
@@ -254,13 +253,9 @@ def _finish(training: Training, run: Run, folder: Path, taught_by: list[Result])
     write_atomically(folder / "history.jsonl", lambda file: file.write_text(history))
     write_atomically(folder / "predictions.safetensors", lambda file: save_file(kept, file))
     write_atomically(folder / "weights.safetensors", lambda file: save_file(weights, file))
-    result = {"format": FORMAT, "metrics": measured, "provenance": _provenance(training), "files": _digests(folder)}
+    digests = {name: checksum(folder / name) for name in FILES}
+    result = {"format": FORMAT, "metrics": measured, "provenance": _provenance(training), "files": digests}
     write_atomically(folder / "result.json", lambda file: file.write_text(json.dumps(result, indent=1)))
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a finished run but its result."""
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
 
 
 def read_result(folder: Path) -> dict[str, Any]:

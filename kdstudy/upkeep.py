@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import size_text
-from kdstudy.places import runs_root
+from kdstudy.places import checksum, runs_root
 from kdstudy.specs import depends_on, epochs_of, key_of, label
 from kdstudy.stored import FILES, KEY, Stored, busy, find_key, folders, reaching, read, size
 
@@ -96,12 +96,6 @@ def problems(folder: Path) -> list[str]:
         return [f"{folder}: predictions.safetensors lacks {error}"]
     except (ValueError, IndexError) as error:
         return [f"{folder} is damaged: {error}".splitlines()[0]]
-
-
-def checksum(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _file_problem(file: Path, digest: Any) -> str:

@@ -357,15 +357,12 @@ def test_a_users_data_set_is_made_again_when_its_code_changes(tmp_path: Path) ->
         exec(compile((tmp_path / name).read_text(), str(tmp_path / name), "exec"), names)
         DATASETS.register("mine")(names["mine"])
 
-    try:
-        register("one.py", "1")
-        first = Data("mine").load()
-        register("same.py", "(1)")
-        assert Data("mine").load() is first
-        register("other.py", "2")
-        assert Data("mine").load().train.images.unique().tolist() == [2]
-    finally:
-        DATASETS.pop("mine", None)
+    register("one.py", "1")
+    first = Data("mine").load()
+    register("same.py", "(1)")
+    assert Data("mine").load() is first
+    register("other.py", "2")
+    assert Data("mine").load().train.images.unique().tolist() == [2]
 
 
 # Larger than the memory

@@ -188,6 +188,12 @@ def test_a_grid_is_run_point_by_point_though_some_fail(folder, ran):
     assert claims["error"].tolist() == ["", "", "it broke"]
 
 
+def test_verdicts_of_smoke_are_said_to_mean_nothing(folder, ran):
+    note = "these verdicts mean nothing"
+    assert note in call("run", "nothing").stdout
+    assert note not in call("run", "nothing", "--scale", "quick").stdout
+
+
 def test_an_interrupt_leaves_what_is_finished(folder, ran):
     assert call("run", "nothing", "--grid", "seeds=7").exit_code == 130
     result = call("run", "nothing", "--grid", "seeds=1,7,2")

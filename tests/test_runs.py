@@ -22,8 +22,8 @@ from kdstudy.errors import KDStudyError
 from kdstudy.method import METHODS, Hard
 from kdstudy.nets import NETWORKS
 from kdstudy.recipe import find_device
-from kdstudy.runs import canonical
 from kdstudy.schedules import cosine
+from kdstudy.store import canonical
 
 TEACHER = Run("resnet14", data="digits", recipe=Recipe(epochs=3), seed=7)
 STUDENT = Run(
@@ -223,12 +223,9 @@ def test_a_users_method_is_known_by_its_source(monkeypatch, tmp_path):
         METHODS.register("mine")(names["mine"])
         return Run("resnet8", data="digits", method="mine").key
 
-    try:
-        first = key("    return Hard(0.1)\n")
-        assert key("    # another way of writing it\n    return Hard( 0.1 )\n") == first
-        assert key("    return Hard(0.2)\n") != first
-    finally:
-        METHODS.pop("mine", None)
+    first = key("    return Hard(0.1)\n")
+    assert key("    # another way of writing it\n    return Hard( 0.1 )\n") == first
+    assert key("    return Hard(0.2)\n") != first
 
 
 def write_folder(root):
