@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -13,7 +14,19 @@ from kdstudy.errors import KDStudyError
 from kdstudy.method import METHODS
 from kdstudy.recipe import Recipe
 from kdstudy.schedules import Schedule
-from kdstudy.store import canonical
+
+
+def canonical(spec: Any) -> str:
+    """Return JSON with one spelling for one meaning: sorted keys, no spaces, 4.0 as 4."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return json.dumps(plain(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def key_of(spec: Any) -> str:

@@ -27,27 +27,14 @@ from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.places import checksum, runs_root, write_atomically, writing
 from kdstudy.replay import average_logits
+from kdstudy.specs import canonical
+from kdstudy.stored import FORMAT, WRITTEN, check_format
 from kdstudy.train import Training, predict
 
 if TYPE_CHECKING:
     from kdstudy.runs import Run
 
 CHECKPOINT_SECONDS = 30.0
-FILES = ("spec.json", "history.jsonl", "predictions.safetensors", "weights.safetensors")
-FORMAT = 1  # raised when what lies in a run's folder changes so that an older kdstudy would misread it
-
-
-def canonical(spec: Any) -> str:
-    """Return JSON with one spelling for one meaning: sorted keys, no spaces, 4.0 as 4."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        return int(value) if isinstance(value, float) and value.is_integer() else value
-
-    return json.dumps(plain(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +100,8 @@ class Store:
         folder = self.folder(run)
         if not (folder / "result.json").exists():
             return None
-        result = read_result(folder)
+        result = json.loads((folder / "result.json").read_text())
+        check_format(str(folder / "result.json"), result.get("format", FORMAT), FORMAT)
         if json.loads((folder / "spec.json").read_text()) != json.loads(canonical(run.spec())):
             raise KDStudyError(f"{folder} holds another run than {run.label}: move it away")
         return Result(run, folder, result["metrics"])
@@ -253,24 +241,9 @@ def _finish(training: Training, run: Run, folder: Path, taught_by: list[Result])
     write_atomically(folder / "history.jsonl", lambda file: file.write_text(history))
     write_atomically(folder / "predictions.safetensors", lambda file: save_file(kept, file))
     write_atomically(folder / "weights.safetensors", lambda file: save_file(weights, file))
-    digests = {name: checksum(folder / name) for name in FILES}
+    digests = {name: checksum(folder / name) for name in WRITTEN}
     result = {"format": FORMAT, "metrics": measured, "provenance": _provenance(training), "files": digests}
     write_atomically(folder / "result.json", lambda file: file.write_text(json.dumps(result, indent=1)))
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """Return what a finished run's `result.json` says.
-
-    Raises:
-        KDStudyError: if it was written by a newer kdstudy.
-    """
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    if result.get("format", 1) > FORMAT:
-        raise KDStudyError(
-            f"{folder} was written by a newer kdstudy (store format {result['format']}, this one reads {FORMAT}): "
-            "upgrade kdstudy, or name another store with KDSTUDY_RUNS"
-        )
-    return result
 
 
 def _quality(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:

@@ -18,11 +18,11 @@ import pandas as pd
 from kdstudy.errors import KDStudyError
 from kdstudy.places import runs_root
 from kdstudy.specs import data_label, epochs_of, is_spec, key_of, net_label, params_of, recipe_of, words
-from kdstudy.store import FILES as WRITTEN
-from kdstudy.store import FORMAT
 
 KEY = re.compile(r"[0-9a-f]{20}")
-FILES = (*WRITTEN, "result.json")
+FORMAT = 1  # raised when what lies in a run's folder changes so that an older kdstudy would misread it
+WRITTEN = ("spec.json", "history.jsonl", "predictions.safetensors", "weights.safetensors")
+FILES = (*WRITTEN, "result.json")  # the last one marks completion
 FIRST = ["run", "net", "data", "method", "params", "teacher", "seed", "epochs", "batch", "learning_rate"]
 LAST = ["finished", "device", "precision", "kdstudy"]
 
@@ -125,7 +125,7 @@ def check_format(what: str, said: object, known: int) -> None:
     """Refuse what a newer kdstudy has written."""
     if not isinstance(said, int) or not 1 <= said <= known:
         raise KDStudyError(
-            f"{what} is of format {said!r}: this kdstudy reads formats up to {known}, a newer one is needed"
+            f"{what} is of format {said!r}, this kdstudy reads up to {known}: a newer kdstudy wrote it, upgrade this one"
         )
 
 

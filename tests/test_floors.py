@@ -26,7 +26,7 @@ FLOORS = """
     | method
     | methods.* methods
     | replay recipe train
-    | store networks specs stored listing upkeep bundle runs engines progress account study
+    | networks specs stored store listing upkeep bundle runs engines progress account study
     | claims published plots notebooks grid report collected bench
     | __init__ running cli __main__
 """

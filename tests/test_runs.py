@@ -23,7 +23,7 @@ from kdstudy.method import METHODS, Hard
 from kdstudy.nets import NETWORKS
 from kdstudy.recipe import find_device
 from kdstudy.schedules import cosine
-from kdstudy.store import canonical
+from kdstudy.specs import canonical
 
 TEACHER = Run("resnet14", data="digits", recipe=Recipe(epochs=3), seed=7)
 STUDENT = Run(

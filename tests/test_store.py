@@ -14,7 +14,8 @@ from scipy.special import log_softmax, rel_entr, softmax
 from kdstudy import Data, Net, Recipe, Run, metrics
 from kdstudy import store as store_module
 from kdstudy.errors import KDStudyError
-from kdstudy.store import Store, canonical
+from kdstudy.specs import canonical
+from kdstudy.store import Store
 from kdstudy.train import Training, predict
 
 DATA = Data("digits", subset=100)

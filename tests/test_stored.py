@@ -22,7 +22,8 @@ from kdstudy.errors import KDStudyError
 from kdstudy.memory import size_text
 from kdstudy.method import METHODS
 from kdstudy.networks import Pretrained
-from kdstudy.store import Store, canonical
+from kdstudy.specs import canonical
+from kdstudy.store import Store
 
 DATA = Data("digits", subset=100)
 RECIPE = Recipe(epochs=1, batch=32, precision="float32")

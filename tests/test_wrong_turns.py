@@ -135,9 +135,7 @@ def test_a_store_of_a_newer_version_is_left_alone():
     result = json.loads((folder / "result.json").read_text()) | {"format": 99}
     (folder / "result.json").write_text(json.dumps(result))
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(
-        KDStudyError, match=r"written by a newer kdstudy \(store format 99, this one reads 1\): upgrade"
-    ):
+    with pytest.raises(KDStudyError, match=r"is of format 99, this kdstudy reads up to 1: .* upgrade"):
         study([GOOD])
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
