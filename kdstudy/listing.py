@@ -12,6 +12,7 @@ import pandas as pd
 from kdstudy.errors import unknown
 from kdstudy.memory import size_text
 from kdstudy.places import runs_root
+from kdstudy.recordings import FOLDER, limit
 from kdstudy.specs import data_label, depends_on, key_of, label, net_label, params_of, pretrained, recipe_of, words
 from kdstudy.stored import busy, find_key, folders, frame, reaching, read, read_all, size
 
@@ -129,11 +130,13 @@ def totals(root: Path | None = None) -> str:
     root = root or runs_root()
     with reaching(root):
         ended, others = folders(root, True), folders(root, False)
-        recordings = size_text(size(root / "recordings"))
+        recorded = size(root / FOLDER)
         taken = size_text(sum(map(size, [*ended, *others])))
     wrong = len(read_all(root, finished=True)[1])
     broken = f"; {wrong} cannot be read: `kdstudy runs verify` says why" if wrong else ""
-    return f"{root}: {len(ended)} runs, {taken}; recordings {recordings}; {len(others)} unfinished{broken}"
+    room = f" of at most {size_text(limit(root, recorded))}" if root.exists() else ""
+    recordings = f"recordings {size_text(recorded)}{room}"
+    return f"{root}: {len(ended)} runs, {taken}; {recordings}; {len(others)} unfinished{broken}"
 
 
 def describe(prefix: str, root: Path | None = None) -> str:

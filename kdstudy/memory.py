@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -32,6 +33,16 @@ def available_memory() -> int:
     except (OSError, ValueError):  # no cgroup, or one of another kind
         pass
     return max(free, 0)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory did not suffice; torch says it in many words, with various errors.
+
+    Example:
+        >>> out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+        True
+    """
+    return isinstance(error, MemoryError) or bool(re.search("allocate memory|out of memory", str(error)))
 
 
 def size_text(size: float) -> str:

@@ -42,17 +42,18 @@ class Outputs:
 
     Args:
         run: computes all of them.
+        what: what they are called where one is asked for that is not among them.
     """
 
-    def __init__(self, run: Callable[[], Mapping[str, Tensor]]) -> None:
-        self._run = run
+    def __init__(self, run: Callable[[], Mapping[str, Tensor]], what: str = "tap") -> None:
+        self._run, self._what = run, what
         self._taps: Mapping[str, Tensor] | None = None
 
     def __getitem__(self, tap: str) -> Tensor:
         if self._taps is None:
             self._taps = self._run()
         if tap not in self._taps:
-            raise unknown("tap", tap, self._taps)
+            raise unknown(self._what, tap, self._taps)
         return self._taps[tap]
 
 

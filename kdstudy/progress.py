@@ -23,7 +23,7 @@ def seconds_an_image(run: Run, data: Dataset) -> float:
     """Measure how long one image of one epoch takes a run's network, in seconds: a few steps, once a process."""
     known = (run.net, data.shape, run.recipe.batch, run.recipe.precision)
     if known not in _rates:
-        recipe = dataclasses.replace(run.recipe, epochs=1, stop=None)
+        recipe = dataclasses.replace(run.recipe, epochs=1, stop=None, compile="off")
         training = Training(run.make_net(data), data, Hard(), recipe=recipe)
         order = training.order(0)
         training.order = lambda epoch: order[:1]  # type: ignore[method-assign]

@@ -35,6 +35,8 @@ class Recipe:
         schedule: progress to a factor of the learning rate.
         precision: "auto" computes in bfloat16 where the hardware does, else in float32.
         live: whether the teacher runs in every step, instead of being recorded once an epoch.
+        compile: "off", or how torch.compile makes the student's passes: "default", "reduce-overhead" (CUDA
+            graphs) or "max-autotune"; a minute or more at the start, and other last bits.
 
     Raises:
         KDStudyError: if a value is out of its range.
@@ -55,6 +57,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=lambda: steps((0.625, 0.75, 0.875)))
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     live: bool = False
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, low=0, whole=True)
@@ -73,6 +76,9 @@ class Recipe:
             raise KDStudyError(f"schedule = {self.schedule!r}: must be made by kdstudy.schedules")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise KDStudyError(f"precision = {self.precision!r}: must be 'auto', 'float32' or 'bfloat16'")
+        if self.compile not in ("off", "default", "reduce-overhead", "max-autotune"):
+            allowed = "'off', 'default', 'reduce-overhead' or 'max-autotune'"
+            raise KDStudyError(f"compile = {self.compile!r}: must be {allowed}")
 
     @property
     def last_epoch(self) -> int:

@@ -1,6 +1,6 @@
 """The teacher's logits on an epoch's views: recorded once, in one canonical order, and then replayed.
 
-Whoever first needs an epoch records it whole: samples by row, in chunks of a fixed size, whatever the order
+Whoever first needs an epoch records it whole: samples by row, in chunks of one size, whatever the order
 and batch size of the student. The recorded epoch is always what is learned from. Whether it is also kept on
 disk is a question of room, so replaying cannot give other numbers than recording.
 """
@@ -10,23 +10,25 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Literal
 
+import filelock
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kdstudy.data import Dataset
+from kdstudy.data import Dataset, Views
+from kdstudy.errors import KDStudyError
+from kdstudy.memory import out_of_memory
 from kdstudy.method import outputs
 from kdstudy.places import write_atomically
 
-CHUNK = 256
-KEEP = 0.1  # of the free disk, at most, for recordings
+CHUNK = {"cpu": 128, "cuda": 1024}  # what lies in the caches on one, what fills the other
+PATIENCE = 60.0  # seconds that another process is waited for before its work is done twice
 
 Precision = Literal["float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
@@ -75,78 +77,149 @@ def average_logits(logits: Sequence[Tensor], average: Average) -> Tensor:
     return torch.logsumexp(torch.stack(logs), dim=0) - math.log(len(logits))
 
 
+def in_chunks(compute: Callable[[Tensor], Tensor], n: int, device: torch.device) -> Tensor:
+    """Compute something of each of n rows without gradients, in chunks of one size, and return it in their order.
+
+    A chunk has the size that is fastest on the device, or half of it, and so on, where memory does not suffice.
+    The last one is filled up with the first rows, so that all are of one size.
+
+    Args:
+        compute: takes rows (B,), int64, and returns their part of the whole (B, ...).
+        n: how many rows there are, at least 1.
+        device: where the rows lie.
+
+    Returns:
+        The parts, one after the other (n, ...).
+
+    Example:
+        >>> in_chunks(lambda rows: rows**2, 4, torch.device("cpu")).tolist()
+        [0, 1, 4, 9]
+    """
+    size = min(n, CHUNK[device.type])
+    while True:
+        try:
+            with torch.inference_mode():
+                starts = range(0, n, size)
+                chunks = [compute(torch.arange(start, start + size, device=device) % n) for start in starts]
+            return torch.cat(chunks)[:n]  # outside of inference mode: what it returns may be learned from
+        except (MemoryError, RuntimeError) as error:
+            if size == 1 or not out_of_memory(error):
+                raise
+            size //= 2
+
+
 class Recorder:
     """One teacher's logits on the views of the training images, an epoch at a time.
+
+    Several processes that need the same epochs share the work: while one records an epoch, another records the
+    next one that is missing. A recording is shared for speed alone: if it cannot be, each makes its own.
 
     Args:
         teacher: the network, in eval mode.
         data: the data set whose views it sees, on the teacher's device.
         precision: what it computes in; logits are held in float16 for bfloat16, else in float32.
         folder: where epochs are kept, a folder for this teacher alone; None keeps them nowhere.
+        epochs: how many will be needed: nothing beyond is recorded.
+        room: asked before an epoch is kept whether its bytes may be; None keeps every one.
     """
 
-    def __init__(self, teacher: nn.Module, data: Dataset, precision: Precision, folder: Path | None = None) -> None:
-        self.teacher, self.data, self.precision = teacher, data, precision
-        views = "_".join(f"{name}{value:g}" for name, value in vars(data.views).items())
-        self.folder = folder and folder / f"{data.fingerprint}_{views}_{precision}"
+    def __init__(
+        self,
+        teacher: nn.Module,
+        data: Dataset,
+        precision: Precision,
+        folder: Path | None = None,
+        *,
+        epochs: int = 0,
+        room: Callable[[int], bool] | None = None,
+    ) -> None:
+        self.teacher, self.data, self.precision, self.epochs = teacher, data, precision, epochs
+        self.kind = torch.float16 if precision == "bfloat16" else torch.float32
+        self.folder, self.room = folder and folder / f"{data.fingerprint}_{_words(data.views)}_{precision}", room
         self._epoch: tuple[int, Tensor] | None = None
 
     def logits(self, epoch: int) -> Tensor:
         """Return the logits of an epoch, one row for each row of the training set (N, C)."""
         if self._epoch is None or self._epoch[0] != epoch:
-            kept = self._read(epoch)
-            if kept is None:
-                kept = self.record(epoch)
-                self._keep(epoch, kept)
-            self._epoch = epoch, kept
+            self._epoch = epoch, self._shared(epoch)
         return self._epoch[1]
 
-    @torch.no_grad()
     def record(self, epoch: int) -> Tensor:
         """Compute the logits of an epoch in canonical order (N, C)."""
-        n = len(self.data.train)
         device = self.data.mean.device
-        kind = torch.float16 if self.precision == "bfloat16" else torch.float32
+
+        def chunk(rows: Tensor) -> Tensor:
+            with autocast(device, self.precision):
+                return _held(outputs(self.teacher, self.data.view(rows, epoch))["logits"], self.kind)
+
         with autocast(device, "float32"):  # a step may be under way in another precision
-            chunks = [self._chunk(start, epoch).to(kind) for start in range(0, n, CHUNK)]
-            return torch.cat(chunks)[:n]
+            return in_chunks(chunk, len(self.data.train), device)
 
-    def _chunk(self, start: int, epoch: int) -> Tensor:
-        """Compute the logits of the rows from `start` on; the last chunk begins again with the first rows."""
-        device = self.data.mean.device
-        rows = torch.arange(start, start + CHUNK, device=device) % len(self.data.train)
-        with autocast(device, self.precision):
-            return outputs(self.teacher, self.data.view(rows, epoch))["logits"]
+    def _shared(self, epoch: int) -> Tensor:
+        """Return an epoch as it is kept, or record it, sharing the work with other processes."""
+        kept = self._read(epoch)
+        if kept is not None:
+            return kept
+        size = len(self.data.train) * self.data.num_classes * self.kind.itemsize
+        if self.folder is None or not (self.room is None or self.room(size)):
+            return self.record(epoch)
+        found = self._turn(epoch, wait=0)
+        if found is None:  # another process is at it
+            missing = (later for later in range(epoch + 1, self.epochs) if not self._file(later).exists())
+            next((later for later in missing if self._turn(later, wait=0) is not None), None)
+            found = self._turn(epoch, wait=PATIENCE)
+        return self.record(epoch) if found is None else found
 
-    def _file(self, epoch: int) -> Path | None:
-        return self.folder and self.folder / f"{epoch:05d}.safetensors"
+    def _turn(self, epoch: int, wait: float) -> Tensor | None:
+        """Read or record an epoch while no other process does; None if one still does after some seconds."""
+        file = self._file(epoch)
+        lock = file.with_suffix(".lock")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(lock, timeout=wait):
+                kept = self._read(epoch)
+                if kept is None:
+                    kept = self.record(epoch)
+                    self._keep(file, kept)
+                with suppress(OSError):
+                    lock.unlink()
+                return kept
+        except OSError:  # it takes too long (a timeout is one too), or the folder cannot be written
+            return None
+
+    def _file(self, epoch: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{epoch:05d}.safetensors"
 
     def _read(self, epoch: int) -> Tensor | None:
-        file = self._file(epoch)
-        if file is None or not file.exists():
+        """Return an epoch that is kept, mapped into memory, if it is whole."""
+        if self.folder is None:
             return None
         try:
-            held = load_file(file)
+            held = load_file(self._file(epoch))
             whole = torch.equal(held["digest"], _digest(held["logits"]))
         except (SafetensorError, OSError, KeyError):
             return None
         return held["logits"].to(self.data.mean.device) if whole else None
 
-    def _keep(self, epoch: int, logits: Tensor) -> None:
-        file = self._file(epoch)
-        if file is None or not _room(file.parents[2], logits.nbytes):
-            return
+    def _keep(self, file: Path, logits: Tensor) -> None:
         kept = logits.contiguous().cpu()
-        write_atomically(file, lambda partial: save_file({"logits": kept, "digest": _digest(kept)}, partial))
+        with suppress(KDStudyError):  # a full disk is no reason to stop
+            write_atomically(file, lambda partial: save_file({"logits": kept, "digest": _digest(kept)}, partial))
+
+
+def _held(logits: Tensor, kind: torch.dtype) -> Tensor:
+    """Return logits as they are kept; what is finite stays so, though float16 ends where bfloat16 does not."""
+    most = torch.finfo(kind).max
+    return torch.where(logits.isinf(), logits, logits.clamp(-most, most)).to(kind)
+
+
+def _words(views: Views) -> str:
+    """Return what distinguishes views from none, as a part of a path."""
+    said = (f"{name}{value:g}" for name, value in vars(views).items() if value != getattr(Views(), name))
+    return "_".join(said) or "plain"
 
 
 def _digest(logits: Tensor) -> Tensor:
     """Return the SHA-256 of logits as 32 bytes: a file of the right length may still hold something else."""
     return torch.tensor(list(hashlib.sha256(logits.numpy().data).digest()), dtype=torch.uint8)
-
-
-def _room(recordings: Path, needed: int) -> bool:
-    """Return whether recordings may take this many bytes more."""
-    recordings.mkdir(parents=True, exist_ok=True)
-    held = sum(file.stat().st_size for file in recordings.glob("*/*/*.safetensors"))
-    return held + needed <= KEEP * shutil.disk_usage(recordings).free

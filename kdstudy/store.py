@@ -7,11 +7,12 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
-import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 from kdstudy import metrics, nets
 from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
+from kdstudy.memory import out_of_memory
 from kdstudy.places import checksum, runs_root, write_atomically, writing
+from kdstudy.recordings import FOLDER, make_room
 from kdstudy.replay import average_logits
 from kdstudy.specs import canonical
 from kdstudy.stored import FORMAT, WRITTEN, check_format
@@ -145,7 +148,7 @@ class Store:
         folder = self.folder(run)
         write_atomically(folder / "spec.json", lambda file: file.write_text(canonical(run.spec())))
         with _within_memory(run):
-            training = _prepare(run, run.data.load(), self.root / "recordings", None, [t.network() for t in taught_by])
+            training = _prepare(run, run.data.load(), self.root, None, [t.network() for t in taught_by])
             if run.init is not None:
                 run.init.load(training.student)
             _resume(training, folder / "checkpoint.safetensors")
@@ -161,11 +164,11 @@ class Store:
 
 @contextmanager
 def _within_memory(run: Run) -> Iterator[None]:
-    """Say in one line that memory did not suffice; torch says it in many, with various errors."""
+    """Say in one line that memory did not suffice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
+        if not out_of_memory(error):
             raise
         raise KDStudyError(
             f"{run.label}: out of memory with batch {run.recipe.batch}: "
@@ -176,13 +179,16 @@ def _within_memory(run: Run) -> Iterator[None]:
 def _prepare(
     run: Run,
     dataset: Dataset,
-    recordings: Path | None,
+    root: Path | None,
     device: torch.device | None,
     teachers: list[nn.Module] | None = None,
 ) -> Training:
     """Return a run's training before its first epoch."""
     number = itertools.count(1)
-    folders = [recordings / teacher.key for teacher in run.teachers] if recordings else None
+    folders = [root / FOLDER / teacher.key for teacher in run.teachers] if root else None
+    for folder in folders or ():
+        with suppress(OSError):  # there is none yet; its time says when it was last used
+            os.utime(folder)
     if teachers is None:
         teachers = [teacher.make_net(dataset) for teacher in run.teachers]
     return Training(
@@ -195,6 +201,7 @@ def _prepare(
         average=run.average,
         device=device,
         recordings=folders,
+        room=partial(make_room, root) if root else None,
         fresh=lambda: run.make_net(dataset, "fresh", next(number)),
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,9 +19,7 @@ from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.method import Hard, Method, Nets, Outputs, Step, evaluating, outputs
 from kdstudy.recipe import Recipe, default_device, derive_seed, find_device, seeded
-from kdstudy.replay import Average, Precision, Recorder, autocast, average_logits
-
-EVALUATION_BATCH = 512
+from kdstudy.replay import Average, Precision, Recorder, autocast, average_logits, in_chunks
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
@@ -27,7 +27,6 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     return net.to(device).to(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
 def predict(net: nn.Module, images: Tensor, data: Dataset, precision: Precision) -> Tensor:
     """Return a network's logits on images without views, in evaluation mode.
 
@@ -40,12 +39,13 @@ def predict(net: nn.Module, images: Tensor, data: Dataset, precision: Precision)
     Returns:
         float32 (N, classes), on the CPU.
     """
-    rows = []
+
+    def chunk(rows: Tensor) -> Tensor:
+        with autocast(images.device, precision):
+            return outputs(net, data.clean(images[rows]))["logits"].float()
+
     with evaluating(net):
-        for batch in images.split(EVALUATION_BATCH):
-            with autocast(images.device, precision):
-                rows.append(outputs(net, data.clean(batch))["logits"].float())
-    return torch.cat(rows).cpu()
+        return in_chunks(chunk, len(images), images.device).cpu()
 
 
 class Training:
@@ -61,6 +61,7 @@ class Training:
         average: what is averaged over several teachers.
         device: where, such as "cpu" or "cuda"; None takes the GPU if there is one.
         recordings: one folder a teacher in which its recorded logits are kept; None keeps none.
+        room: asked before an epoch of them is kept whether its bytes may be; None keeps every one.
         fresh: makes another network like the student; None copies the student as it is.
 
     Attributes:
@@ -86,6 +87,7 @@ class Training:
         average: Average = "probabilities",
         device: torch.device | str | None = None,
         recordings: Sequence[Path] | None = None,
+        room: Callable[[int], bool] | None = None,
         fresh: Callable[[], nn.Module] | None = None,
     ) -> None:
         check_teachers(method, len(teachers))
@@ -105,10 +107,12 @@ class Training:
             method.build(nets)
         method.to(self.device)
         self.net = method.deploy(nets).to(self.device)
+        kept = iter(recordings or ())
         self.recorders = [
-            Recorder(teacher, self.data, self.precision, recordings[i] if recordings else None)
-            for i, teacher in enumerate(self.teachers)
+            Recorder(teacher, self.data, self.precision, next(kept, None), epochs=self.recipe.last_epoch, room=room)
+            for teacher in self.teachers
         ]
+        self._outputs = _compiled(self.student, self.recipe.compile, self.device)
         self.replays = method.needs == {"logits"} and not self.recipe.live
         trained = {id(p): p for m in (self.student, method) for p in m.parameters() if p.requires_grad}
         if not trained:
@@ -119,6 +123,7 @@ class Training:
             momentum=self.recipe.momentum,
             nesterov=self.recipe.nesterov,
             weight_decay=self.recipe.weight_decay,
+            fused=True,
         )
         self.history: list[dict[str, Any]] = []
         self.predictions: list[Tensor] = []
@@ -169,8 +174,10 @@ class Training:
                 target=data.target(rows, epoch),
                 index=rows,
                 progress=progress,
-                student=Outputs(partial(outputs, self.student, x)),
-                teacher=Outputs(partial(self.teach, x, rows, epoch)),
+                student=Outputs(partial(self._outputs, x)),
+                teacher=Outputs(
+                    partial(self.teach, x, rows, epoch), "tap among those of the teacher that the method needs"
+                ),
             )
             with autocast(self.device, self.precision):
                 terms = _scalars(self.method(step), epoch, i)
@@ -196,16 +203,21 @@ class Training:
         rows = torch.randperm(n, generator=generator)[: n // batch * batch]
         return rows.to(self.device).split(batch)
 
-    @torch.no_grad()
     def teach(self, x: Tensor, rows: Tensor, epoch: int) -> dict[str, Tensor]:
-        """Return what the teachers say of a batch: replayed logits, or all taps of a live teacher."""
+        """Return what the teachers say of a batch: replayed logits, or the taps that are needed of live ones."""
         if self.replays:
             said = [{"logits": recorder.logits(epoch)[rows].float()} for recorder in self.recorders]
         else:
-            said = [outputs(teacher, x) for teacher in self.teachers]
+            said = [self._live(teacher, x) for teacher in self.teachers]
         if len(said) == 1:
             return said[0]
         return {"logits": average_logits([taps["logits"] for taps in said], self.average)}
+
+    def _live(self, teacher: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        """Run a teacher on a batch; what is learned from leaves inference mode as a copy."""
+        with torch.inference_mode():
+            taps = outputs(teacher, x)
+        return {tap: taps[tap].clone() for tap in self.method.needs if tap in taps}
 
     def _validate(self) -> dict[str, float]:
         """Return accuracy and NLL on the validation images, and keep the weights that do best there."""
@@ -246,13 +258,27 @@ class Training:
         if self.net is not self.student:
             self.net.load_state_dict(part("net"))
         optimizer = self.optimizer.state_dict()
-        for number in optimizer["param_groups"][0]["params"]:
-            if slots := part(f"optimizer/{number}"):
-                optimizer["state"][number] = slots
+        for number, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+            if slots := part(f"optimizer/{number}"):  # a fused step takes them to lie in memory as the parameter does
+                optimizer["state"][number] = {k: torch.empty_like(parameter).copy_(v) for k, v in slots.items()}
         self.optimizer.load_state_dict(optimizer)
         self.history = history
         self.predictions = [row for _, row in sorted(part("predictions").items())]  # a file has no order
         self.best = best_epoch, {k: v.to(self.device) for k, v in part("best").items()}
+
+
+def _compiled(student: nn.Module, mode: str, device: torch.device) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Return what computes a student's outputs: as it is, or compiled.
+
+    Raises:
+        KDStudyError: if compiling for the CPU needs a C++ compiler that is not there.
+    """
+    if mode == "off":
+        return partial(outputs, student)
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        raise KDStudyError(f"compile = {mode!r}: on the CPU it needs a C++ compiler, and there is none")
+    compiled: Callable[[Tensor], dict[str, Tensor]] = torch.compile(lambda x: outputs(student, x), mode=mode)
+    return compiled
 
 
 def check_teachers(method: Method, number: int) -> None:

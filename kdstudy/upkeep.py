@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import size_text
 from kdstudy.places import checksum, runs_root
+from kdstudy.recordings import FOLDER, in_use
 from kdstudy.specs import depends_on, epochs_of, key_of, label
 from kdstudy.stored import FILES, KEY, Stored, busy, find_key, folders, reaching, read, size
 
@@ -72,7 +73,7 @@ def verify(prefixes: Iterable[str] = (), root: Path | None = None) -> Verified:
                 raise KDStudyError(f"run {key} is not finished: there is nothing to verify")
         wanted = [root / key for key in dict.fromkeys(keys)] if keys else folders(root, True)
         wrong = {folder: [*problems(folder), *_lacks(root, folder)] for folder in wanted}
-        recorded = [file for name in (keys or ["*"]) for file in root.glob(f"recordings/{name}/*/*.safetensors")]
+        recorded = [file for name in (keys or ["*"]) for file in root.glob(f"{FOLDER}/{name}/*/*.safetensors")]
         damaged = [f"{file} is damaged: prune the recordings" for file in recorded if not _recording_is_sound(file)]
     lines = [line for found in wrong.values() for line in found] + damaged
     return Verified(len(wrong), sum(not found for found in wrong.values()), len(recorded), tuple(lines))
@@ -191,10 +192,11 @@ def leftovers(root: Path | None = None) -> list[Leftover]:
         found += [Leftover("stale", file, file.parent.name) for file in stale]
         if (root / f"{IMPORT}.partial").is_dir() and not busy(root, IMPORT):
             found.append(Leftover("stale", root / f"{IMPORT}.partial", IMPORT))
-        taught_now = {key for name in training for key in _teachers(root / name)}
-        recorded = [path for path in sorted(root.glob("recordings/*")) if path.is_dir()]
-        for path in (path for path in recorded if path.name not in taught_now):
-            found += [Leftover("stale", file) for file in sorted(path.rglob("*.partial"))]
+        used = in_use(root)
+        recorded = [path for path in sorted((root / FOLDER).glob("*")) if path.is_dir()]
+        for path in (path for path in recorded if path.name not in used):
+            left = [file for kind in ("partial", "lock") for file in sorted(path.rglob(f"*.{kind}"))]
+            found += [Leftover("stale", file) for file in left]
             found.append(Leftover("recordings", path))
         locks = [file for file in sorted(root.glob("*.lock")) if KEY.fullmatch(file.stem) or file.stem == IMPORT]
         return found + [Leftover("stale", file, file.stem) for file in locks if not busy(root, file.stem)]
@@ -204,13 +206,6 @@ def _stale_files(root: Path) -> list[Path]:
     """Return what a killed process leaves in runs' folders: partial files, and a finished run's checkpoint."""
     partial = [file for folder in folders(root) for file in sorted(folder.glob("*.partial"))]
     return partial + [file for folder in folders(root, True) for file in folder.glob(CHECKPOINT)]
-
-
-def _teachers(folder: Path) -> list[str]:
-    try:
-        return [key_of(spec) for spec in depends_on(read(folder).spec)]
-    except KDStudyError:  # its specification is not written yet, or damaged: it begins anew
-        return []
 
 
 def prune(

@@ -26,8 +26,10 @@ FLOORS = """
     | method
     | methods.* methods
     | replay recipe train
-    | networks specs stored store listing upkeep bundle runs engines progress account study
-    | claims published plots notebooks grid report collected bench
+    | networks specs stored recordings store listing upkeep bundle runs engines progress account study
+    | claims published plots notebooks grid report collected
+        bench.timing bench.textbook bench.torchdistill bench.steps
+        bench.setting bench.growing bench.agreeing bench.studying bench.whole bench.kept bench
     | __init__ running cli __main__
 """
 ORDER = {name: place for place, name in enumerate(FLOORS.replace("|", " ").split())}

@@ -154,6 +154,7 @@ CHANGES = {
             "schedule": cosine(0.5),
             "precision": "bfloat16",
             "live": True,
+            "compile": "default",
         }.items()
     ],
     "method": [{"method": "early_stopped_kd"}],

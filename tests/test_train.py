@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import shutil
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from kdstudy.errors import KDStudyError
 from kdstudy.method import METHODS, Hard, Match, Method, Nets, Step, Sum
 from kdstudy.nets import Staged, create
 from kdstudy.recipe import Recipe, derive_seed, seeded
-from kdstudy.replay import has_bfloat16
 from kdstudy.schedules import constant, cosine, steps, until
 from kdstudy.train import Training, check_teachers, predict, train
 
@@ -58,6 +58,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"nesterov": 1}, "nesterov = 1: must be True or False"),
     ({"nesterov": True, "momentum": 0.0}, "nesterov = True: needs a momentum greater than 0"),
     ({"live": "no"}, "live = 'no': must be True or False"),
+    ({"compile": "fast"}, "compile = 'fast': must be 'off', 'default', 'reduce-overhead' or 'max-autotune'"),
+    ({"compile": True}, "compile = True"),
     ({"precision": "float16"}, "precision = 'float16': must be 'auto', 'float32' or 'bfloat16'"),
     ({"schedule": 0.1}, "schedule = 0.1: must be made by"),
 ]
@@ -433,7 +435,6 @@ def test_frozen_parts_of_a_student_stay_as_they_are():
 # Precision
 
 
-@pytest.mark.skipif(not has_bfloat16(CPU), reason="this CPU has no bfloat16")
 @pytest.mark.parametrize("name", ["scratch", "kd"])
 def test_bfloat16_trains_much_as_float32_does(name):
     teachers = [network("teacher", 6)] if name == "kd" else []
@@ -456,3 +457,62 @@ def test_bfloat16_trains_much_as_float32_does(name):
         assert half.history[0][term] != full.history[0][term]
     assert all(value.dtype != torch.bfloat16 for value in half.state().values())
     assert predict(half.net, digits().test.images, digits(), "bfloat16").dtype == torch.float32
+
+
+def test_without_bfloat16_in_hardware_auto_falls_back_to_float32(monkeypatch):
+    monkeypatch.setattr(recipe, "has_bfloat16", lambda device: False)
+    run = Training(network(), digits(), Hard(), recipe=but(precision="auto"), device=CPU)
+    assert run.precision == "float32"
+    monkeypatch.setattr(recipe, "has_bfloat16", lambda device: True)
+    run = Training(network(), digits(), Hard(), recipe=but(precision="auto"), device=CPU)
+    assert run.precision == "bfloat16"
+
+
+# Compiled
+
+compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+
+
+@compiles
+def test_a_compiled_student_learns_the_same_but_for_last_bits():
+    with seeded(0):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # a larger one takes a minute to compile
+    plain, compiled = (
+        finish(Training(copy.deepcopy(net), digits(), Hard(), recipe=made, device=CPU))
+        for made in (but(epochs=1), but(epochs=1, compile="default"))
+    )
+    assert compiled.history[0]["loss_hard"] == pytest.approx(plain.history[0]["loss_hard"], rel=1e-4)
+    for name, value in plain.net.state_dict().items():
+        torch.testing.assert_close(compiled.net.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(KDStudyError, match="compile = 'default': on the CPU it needs a C\\+\\+ compiler"):
+        Training(network(), digits(), Hard(), recipe=but(compile="default"), device=CPU)
+
+
+# A live teacher
+
+
+def test_a_live_teacher_is_asked_for_what_its_method_names_alone():
+    class Undeclared(Method):
+        needs = frozenset({"stage1", "logits"})
+
+        def forward(self, step: Step) -> dict[str, Tensor]:
+            return {"far": step.teacher["stage3"].mean() * step.student["logits"].mean()}
+
+    with pytest.raises(KDStudyError, match="unknown tap among those .* the method needs 'stage3'"):
+        train(network(), digits(), Undeclared(), teachers=[network("teacher")], recipe=SHORT, device=CPU)
+
+
+def test_what_a_live_teacher_says_can_be_kept_for_the_backward_pass():
+    """A product keeps both factors for it; a tensor of inference mode would be refused there."""
+    teacher, made = network("teacher"), but(live=True)
+    run = Training(network(), digits(), METHODS.make("kd"), teachers=[teacher], recipe=made, device=CPU)
+    rows = torch.arange(20)
+    said = run.teach(run.data.view(rows, 0), rows, 0)["logits"]
+    assert not said.is_inference()
+    weight = torch.ones((), requires_grad=True)
+    (weight * said).sum().backward()
+    assert weight.grad == pytest.approx(said.sum().item(), rel=1e-4)

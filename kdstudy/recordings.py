@@ -1,0 +1,86 @@
+"""The room that teachers' recordings take in a store: how much there may be, and which give way to others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from kdstudy.errors import KDStudyError, check_number
+from kdstudy.specs import depends_on, key_of
+from kdstudy.stored import busy, folders, read, size
+
+SHARE = 0.1  # of the free disk
+FOLDER = "recordings"
+
+
+def limit(root: Path, held: int = 0) -> int:
+    """Return how many bytes the recordings in a store may take.
+
+    Args:
+        root: the store.
+        held: what they take now; the default counts it as free.
+
+    Returns:
+        What `KDSTUDY_RECORDINGS` says, in GB; without it a tenth of the disk that is free.
+
+    Raises:
+        KDStudyError: if that is no number of at least 0.
+    """
+    said = os.environ.get("KDSTUDY_RECORDINGS")
+    if not said:
+        return int(SHARE * (shutil.disk_usage(root).free + held))
+    try:
+        gigabytes = float(said)
+    except ValueError:
+        raise KDStudyError(f"KDSTUDY_RECORDINGS = {said!r}: must be a number of gigabytes, such as 20 or 0.5") from None
+    check_number("KDSTUDY_RECORDINGS", gigabytes, low=0)
+    return int(gigabytes * 1e9)
+
+
+def in_use(root: Path) -> set[str]:
+    """Return the keys of the runs that those now in training learn from."""
+    training = [folder for folder in folders(root, False) if busy(root, folder.name)]
+    used: set[str] = set()
+    for folder in training:
+        with suppress(KDStudyError):  # its specification is not written yet, or damaged: it begins anew
+            used |= {key_of(spec) for spec in depends_on(read(folder).spec)}
+    return used
+
+
+def make_room(root: Path, needed: int) -> bool:
+    """Return whether so many bytes may be recorded; if it helps, teachers that nobody learns from give way.
+
+    They go whole, the longest unused first: a part of a recording would save its students little.
+
+    Args:
+        root: the store.
+        needed: bytes.
+
+    Returns:
+        Whether there is room.
+    """
+    recorded = [path for path in (root / FOLDER).glob("*") if path.is_dir()]
+    sizes = {path: size(path) for path in recorded}
+    held = sum(sizes.values())
+    most = limit(root, held)
+    if held + needed <= most:
+        return True
+    used = in_use(root)
+    idle = sorted((path for path in recorded if path.name not in used), key=_last_used)
+    if needed + sum(sizes[path] for path in recorded if path not in idle) > most:
+        return False
+    for path in idle:
+        if held + needed > most:
+            with suppress(OSError):
+                shutil.rmtree(path)
+                held -= sizes[path]
+    return held + needed <= most
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # gone meanwhile
+        return 0.0
