@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from kdstudy.errors import KDStudyError
 
@@ -46,6 +45,8 @@ def t_interval(values: Sequence[float] | np.ndarray | pd.Series) -> tuple[float,
     x = np.asarray(values, dtype=float)
     if len(x) < 2:
         return float(x.mean()) if len(x) else np.nan, np.nan, np.nan
+    from scipy import stats  # as seaborn in `plots`
+
     half = stats.t.ppf(1 - LEVEL / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
@@ -161,6 +162,8 @@ class Claim:
         least = 1e-12 * max(1.0, float(np.abs(x).max()))
         if np.ptp(x) < least:  # t is 0/0 or infinite; two coarse values are often equal by chance
             return 1.0 if len(x) < 3 or abs(x[0] - self.margin) < least else 0.0
+        from scipy import stats
+
         return float(stats.ttest_1samp(x, self.margin).pvalue)
 
     @property

@@ -58,10 +58,14 @@ def side_by_side(runs: Sequence[Run]) -> int:
     Raises:
         KDStudyError: if `KDSTUDY_ENGINE` names an engine that there is not.
     """
-    name = os.environ.get("KDSTUDY_ENGINE") or _choose(runs)
+    name, _, number = (os.environ.get("KDSTUDY_ENGINE") or _choose(runs)).partition(":")
     if name not in ("here", "workers"):
-        raise unknown("engine", name, ("here", "workers"))
-    return torch.get_num_threads() if name == "workers" else 0
+        raise unknown("engine", name, ("here", "workers", "workers:4"))
+    if not number:
+        return torch.get_num_threads() if name == "workers" else 0
+    if name == "here" or not number.isdecimal() or int(number) == 0:
+        raise KDStudyError(f"engine '{name}:{number}': 'workers:4' is four processes, 'workers' one a core")
+    return int(number)
 
 
 def _choose(runs: Sequence[Run]) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,6 +22,8 @@ VERDICT_COLOURS = {"supported": "#0072B2", "contradicted": "#D55E00", "inconclus
 
 def style() -> None:
     """Set the look of all figures."""
+    import seaborn as sns  # a good part of a second, which most commands need not wait for
+
     sns.set_theme(context="notebook", style="whitegrid", palette=COLOURS)
     plt.rcParams.update(
         {"figure.dpi": 110, "axes.titlesize": "medium", "axes.titleweight": "bold", "legend.frameon": True}

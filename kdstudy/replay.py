@@ -216,7 +216,7 @@ def _held(logits: Tensor, kind: torch.dtype) -> Tensor:
 
 def _words(views: Views) -> str:
     """Return what distinguishes views from none, as a part of a path."""
-    said = (f"{name}{value:g}" for name, value in vars(views).items() if value != getattr(Views(), name))
+    said = (f"{name}{value}" for name, value in vars(views).items() if value != getattr(Views(), name))
     return "_".join(said) or "plain"
 
 

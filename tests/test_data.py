@@ -152,6 +152,8 @@ def test_data_is_a_value():
     assert len({Data("digits"), Data("digits"), Data("digits", subset=9), Data("digits", views=Views())}) == 3
     assert Data("glyphs", seed=1).but(seed=2, subset=100) == Data("glyphs", seed=2, subset=100)
     assert Data("digits", views=Views(crop=2)).spec()["views"] == {"crop": 2}
+    assert Data("digits", views=Views()).spec() == {"name": "digits", "version": 1, "args": {}, "views": {}}
+    assert Data("digits", views=Views(cutmix=1.0)).spec()["views"] == {"cutmix": 1.0}
 
 
 # Glyphs

@@ -432,6 +432,13 @@ def test_the_environment_names_the_engine(chosen, monkeypatch):
     monkeypatch.setenv("KDSTUDY_ENGINE", "here")
     execute([LONG, LONG.but(seed=1)], Store())
     assert chosen == ["2 workers", "here"]
+    monkeypatch.setenv("KDSTUDY_ENGINE", "workers:3")
+    execute([PLAIN], Store())
+    assert chosen[-1] == "3 workers"
+    for wrong in ("workers:0", "workers:two", "here:2"):
+        monkeypatch.setenv("KDSTUDY_ENGINE", wrong)
+        with pytest.raises(KDStudyError, match=f"engine '{wrong}': 'workers:4' is four processes"):
+            execute([PLAIN], Store())
     monkeypatch.setenv("KDSTUDY_ENGINE", "worker")
     with pytest.raises(KDStudyError, match="unknown engine 'worker': did you mean 'workers'?"):
         execute([PLAIN], Store())

@@ -1,12 +1,19 @@
 """Views against a slow reference in Python integers, and the statistics of the hash they are drawn from."""
 
+import math
+import zlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import beta, chisquare, kstest
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kdstudy.data import Data, Views, load
-from kdstudy.data.views import random_below, random_bits
+from kdstudy.data.dataset import Dataset, Split
+from kdstudy.data.views import _random_below_each, random_below, random_bits
 from kdstudy.errors import KDStudyError
 
 
@@ -47,12 +54,34 @@ def pictures(n, h, w, c):
     return torch.from_numpy(np.random.default_rng(0).integers(1, 256, (n, h, w, c), dtype=np.uint8))
 
 
+def coloured(views, n=60, shape=(7, 9, 3)):
+    """Random pictures, not square, whose numbers are not their rows."""
+    split = Split(pictures(n, *shape), torch.arange(n) % 5, torch.arange(n) * 3 + 100)
+    grey = torch.tensor([0.5, 0.4, 0.3])
+    return Dataset("coloured", tuple("abcde"), split, split, split, views, grey, grey / 2, "")
+
+
+def removed(hole, images):
+    """The pixels that cutout removes (B, H, W)."""
+    if hole is None:
+        return torch.zeros(images.shape[:3], dtype=torch.bool)
+    return torch.stack([down[:, None] & across for down, across in zip(*hole, strict=True)])
+
+
+def exact(x):
+    """A checksum of a batch's bits, pixel by pixel."""
+    return zlib.crc32(x.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+
+
 @pytest.mark.parametrize("key", [(0, 0, 0), (7, 3, 1), (2**31, 299, 4)])
 def test_bits_are_the_hash_in_python_integers(key):
     seed, epoch, stream = key
     sample = torch.tensor([0, 1, 2, 49_999, 2**31 + 5])
     expected = [bits(seed, epoch, each, stream) for each in sample.tolist()]
     assert random_bits(seed, epoch, sample, stream).tolist() == expected
+    limits = {11: 7, 5: 1000, 0: 2**20}
+    for each, drawn in _random_below_each(limits, seed, epoch, sample).items():
+        assert drawn.tolist() == [below(limits[each], seed, epoch, x, each) for x in sample.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +92,7 @@ def test_bits_are_the_hash_in_python_integers(key):
         Views(cutout=3),
         Views(cutout=4, seed=5),
         Views(crop=4, flip=True, cutout=5, seed=1),
+        Views(crop=20, flip=True, cutout=20),
     ],
     ids=str,
 )
@@ -70,6 +100,7 @@ def test_views_equal_the_reference(views):
     images, sample = pictures(40, 7, 9, 3), torch.arange(100, 140)
     for epoch in (0, 6):
         seen, hole = views(images, sample, epoch)
+        hole = removed(hole, images)
         for row in range(len(images)):
             image, mask = reference(views, images[row].numpy(), int(sample[row]), epoch)
             np.testing.assert_array_equal(seen[row].numpy(), image)
@@ -80,18 +111,18 @@ def test_no_views_are_the_images_themselves():
     images = pictures(5, 6, 6, 1)
     seen, hole = Views()(images, torch.arange(5), 3)
     assert torch.equal(seen, images)
-    assert not hole.any()
+    assert hole is None
 
 
 def test_a_view_does_not_depend_on_order_or_batch():
     views = Views(crop=2, flip=True, cutout=3)
     images, sample = pictures(30, 8, 8, 1), torch.arange(30)
-    whole, holes = views(images, sample, 4)
+    whole, hole = views(images, sample, 4)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
     for rows in order.split(7):
-        part, part_holes = views(images[rows], sample[rows], 4)
+        part, part_hole = views(images[rows], sample[rows], 4)
         assert torch.equal(part, whole[rows])
-        assert torch.equal(part_holes, holes[rows])
+        assert all(torch.equal(few, many[rows]) for few, many in zip(part_hole, hole, strict=True))
 
 
 def test_a_view_does_not_depend_on_the_subset():
@@ -115,35 +146,180 @@ def test_epochs_seeds_and_samples_differ():
         assert (other[0] != seen).flatten(1).any(1).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [17, 3, 99]])
-def test_mixup_mixes_views_and_targets_with_a_partner(rows):
-    plain = load("digits", subset=100, views=Views(crop=1, seed=3))
-    mixed = load("digits", subset=100, views=Views(crop=1, mixup=0.4, seed=3))
-    views, targets = mixed.view(torch.tensor(rows), 5), mixed.target(torch.tensor(rows), 5)
-    for row, view, target in zip(rows, views, targets, strict=True):
-        sample = int(mixed.train.index[row])
-        partner = below(100, 3, 5, sample, 5)
-        share = beta.ppf((below(4096, 3, 5, sample, 6) + 0.5) / 4096, 0.4, 0.4)
-        both = plain.view(torch.tensor([row, partner]), 5)
-        torch.testing.assert_close(view, (share * both[0] + (1 - share) * both[1]).float())
-        expected = torch.zeros(10)
-        expected[plain.train.labels[row]] += share
-        expected[plain.train.labels[partner]] += 1 - share
-        torch.testing.assert_close(target, expected)
+# Mixing, against loops over samples and pixels
+
+MIXED = [
+    Views(crop=1, mixup=0.4, seed=3),
+    Views(crop=1, cutmix=1.0, seed=3),
+    Views(flip=True, cutout=3, cutmix=0.3),
+    Views(crop=1, mixup=0.4, cutmix=1.0, seed=3),
+]
+
+
+def taken(views, key, h, w):
+    """The pixels that cutmix takes from the partner."""
+    share = beta.ppf((below(4096, *key, 8) + 0.5) / 4096, views.cutmix, views.cutmix)
+    tall, wide = (round(side * math.sqrt(1 - share)) for side in (h, w))
+    top, left = below(h, *key, 9) - tall // 2, below(w, *key, 10) - wide // 2
+    return {(i, j) for i in range(h) for j in range(w) if top <= i < top + tall and left <= j < left + wide}
+
+
+def slowly_mixed(views, data, row, epoch):
+    """The view of a row, and its target."""
+    c, h, w = data.shape
+    key = views.seed, epoch, int(data.train.index[row])
+    cuts = views.cutmix and (not views.mixup or below(2, *key, 11))
+    partner = below(len(data.train), *key, 7 if cuts else 5)
+    own, other = data.view(torch.tensor([row, partner]), epoch).double()
+    if cuts:
+        pixels = taken(views, key, h, w)
+        share = 1 - len(pixels) / (h * w)
+        for i, j in pixels:
+            own[:, i, j] = other[:, i, j]
+    else:
+        share = beta.ppf((below(4096, *key, 6) + 0.5) / 4096, views.mixup, views.mixup)
+        own = share * own + (1 - share) * other
+    target = [0.0] * data.num_classes
+    target[data.train.labels[row]] += share
+    target[data.train.labels[partner]] += 1 - share
+    return own.float(), torch.tensor(target, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("views", MIXED, ids=str)
+@pytest.mark.parametrize("make", [coloured, lambda views: load("digits", subset=100, views=views)], ids=["rgb", "grey"])
+def test_mixed_views_and_targets_equal_the_reference(views, make):
+    plain, mixed = make(replace(views, mixup=0, cutmix=0)), make(views)
+    rows = torch.tensor([17, 3, 59, *range(30)])
+    for epoch in (0, 5):
+        seen, targets = mixed.view(rows, epoch), mixed.target(rows, epoch)
+        assert seen.is_contiguous(memory_format=torch.channels_last)
+        assert (seen.dtype, targets.dtype) == (torch.float32, torch.float32)
+        torch.testing.assert_close(targets.sum(1), torch.ones(len(rows)))
+        for row, view, target in zip(rows.tolist(), seen, targets, strict=True):
+            expected = slowly_mixed(views, plain, row, epoch)
+            torch.testing.assert_close(view, expected[0], rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(target, expected[1])
+
+
+def test_a_cutmix_target_is_the_share_of_the_pixels_that_come_from_each_class():
+    """Each class has a colour of its own, which the views are asked for."""
+    data = coloured(Views(cutmix=0.7), n=50, shape=(8, 16, 3))
+    colours = torch.arange(50) % 5
+    data.train.images[:] = (colours * 50).to(torch.uint8)[:, None, None, None]
+    rows = torch.arange(50)
+    levels = (data.view(rows, 2)[:, 0] * data.std[0] + data.mean[0]) * 255 / 50
+    assert (levels - levels.round()).abs().max() < 1e-4, "every pixel is one image's or the other's"
+    shares = torch.stack([(levels.round() == label).double().mean((1, 2)) for label in range(5)], 1)
+    assert torch.equal(data.target(rows, 2), shares.float())
+    assert ((shares > 0).sum(1) == 2).double().mean() > 0.5
+
+
+@pytest.mark.parametrize("views", [v for v in MIXED if v.cutmix], ids=str)
+def test_a_mixed_view_does_not_depend_on_order_or_batch(views):
+    data = coloured(views)
+    whole, targets = data.view(torch.arange(60), 4), data.target(torch.arange(60), 4)
+    for rows in torch.randperm(60, generator=torch.Generator().manual_seed(1)).split(7):
+        assert torch.equal(data.view(rows, 4), whole[rows])
+        assert torch.equal(data.target(rows, 4), targets[rows])
+    for other in (data.view(torch.arange(60), 5), coloured(replace(views, seed=8)).view(torch.arange(60), 4)):
+        assert (other != whole).flatten(1).any(1).float().mean() > 0.8
+
+
+def test_with_mixup_and_cutmix_a_fair_coin_is_tossed_for_each_sample():
+    both, mixup, cutmix = (
+        coloured(Views(crop=1, **args), n=400)
+        for args in ({"mixup": 1.0, "cutmix": 1.0}, {"mixup": 1.0}, {"cutmix": 1.0})
+    )
+    rows = torch.arange(400)
+    seen, faded, cut = (data.view(rows, 1) for data in (both, mixup, cutmix))
+    is_faded, is_cut = ((seen == other).flatten(1).all(1) for other in (faded, cut))
+    assert (is_faded | is_cut).all()
+    assert not (is_faded & is_cut).any()
+    assert abs(is_cut.float().mean() - 0.5) < 4 * 0.5 / 400**0.5
+    assert torch.equal(both.target(rows, 1)[is_cut], cutmix.target(rows, 1)[is_cut])
+    assert torch.equal(both.target(rows, 1)[is_faded], mixup.target(rows, 1)[is_faded])
 
 
 def test_mixup_shares_follow_the_beta_distribution_and_no_mixup_leaves_one_hot_targets():
-    _, share = Views(mixup=0.7).partner(torch.arange(20_000), 0, 50)
+    share = Views(mixup=0.7).partner(torch.arange(20_000), 0, 50, (8, 8)).own()
     assert kstest(share.numpy(), beta(0.7, 0.7).cdf).pvalue > 0.001
     data = load("digits", subset=50)
     assert torch.equal(data.target(torch.arange(50), 0).argmax(1), data.train.labels)
     assert set(data.target(torch.arange(50), 0).flatten().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("a", [0.3, 1.0, 5.0])
+def test_cutmix_shares_have_the_mean_that_follows_from_beta_distribution_and_clipping(a):
+    """A side s of the image's, centred uniformly, has s − s²/4 of it inside on average."""
+    share = Views(cutmix=a).partner(torch.arange(20_000), 0, 50, (200, 200)).own()
+    expected = 1 - beta(a, a).expect(lambda u: (math.sqrt(u) - u / 4) ** 2)
+    assert abs(share.mean().item() - expected) < 0.005 + 4 * share.std().item() / 20_000**0.5
+    assert ((share >= 0) & (share <= 1)).all()
+
+
+# What results in stores rest on
+
+
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        (Views(crop=2), 149277527),
+        (Views(flip=True), 837294545),
+        (Views(cutout=4), 262052687),
+        (Views(crop=3, flip=True, cutout=5, seed=9), 2653204248),
+    ],
+    ids=str,
+)
+def test_not_a_bit_of_a_view_changes_with_the_version(views, expected):
+    """The checksums are those of kdstudy before it had cutmix."""
+    assert exact(coloured(views).view(torch.arange(60), 3)) == expected
+
+
+def test_mixup_draws_the_numbers_that_it_drew_before_there_was_cutmix():
+    views, rows = Views(crop=2, mixup=0.4, seed=3), torch.arange(6)
+    data = coloured(views)
+    partner, share, _ = data.views.partner(data.train.index[rows], 3, 60, (7, 9))
+    assert partner.tolist() == [20, 33, 27, 2, 50, 20]
+    assert share.tolist() == pytest.approx([0.9774719, 0.9996916, 0.798143, 0.1068169, 0.0030998, 0.0946126], abs=1e-6)
+    own, other = (coloured(replace(views, mixup=0)).view(at, 3) for at in (rows, partner))
+    share = share[:, None, None, None]
+    assert exact(data.view(rows, 3)) == exact(share * own + (1 - share) * other)
+
+
+class Recorded(TorchDispatchMode):
+    """Which operations torch was asked for, and which of them picked by a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.masked = set(), set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.names.add(name)
+        if name.startswith("index") and any(getattr(x, "dtype", None) == torch.bool for x in tree_leaves(args[1:])):
+            self.masked.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_view_waits_for_the_device():
+    data = coloured(Views(crop=2, flip=True, cutout=3, mixup=0.5, cutmix=0.5))
+    with Recorded() as recorded:
+        data.view(torch.arange(9), 0)
+        data.target(torch.arange(9), 0)
+    assert {"index_select", "mul_"} <= recorded.names
+    assert not recorded.names & {"_local_scalar_dense", "nonzero", "masked_select", "equal"}
+    assert not recorded.masked
+    with recorded:
+        torch.arange(3)[torch.arange(3) > 1].item()
+    assert {"_local_scalar_dense"} <= recorded.names
+    assert recorded.masked == {"index"}
+
+
 def test_cutout_is_the_mean_colour():
     data = Data("digits", views=Views(cutout=4)).load()
     rows = torch.arange(50)
     _, hole = data.views(data.train.images[rows], data.train.index[rows], 0)
+    hole = removed(hole, data.train.images[rows])
     seen = data.view(rows, 0)[:, 0]
     assert (seen[hole] == 0).all()  # normalised, the mean is 0
     assert torch.equal(seen[~hole], data.clean(data.train.images[rows])[:, 0][~hole])
@@ -175,8 +351,17 @@ def test_streams_epochs_seeds_and_neighbours_are_uncorrelated():
     assert np.abs(correlation - np.eye(len(drawn))).max() < 5 / len(sample) ** 0.5
 
 
-@pytest.mark.parametrize("wrong", [{"crop": -1}, {"cutout": 1.5}, {"seed": -1}, {"flip": 1}, {"crop": True}])
+@pytest.mark.parametrize(
+    "wrong", [{"crop": -1}, {"cutout": 1.5}, {"seed": -1}, {"flip": 1}, {"crop": True}, {"mixup": -0.1}]
+)
 def test_values_out_of_range_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(KDStudyError, match=f"views: {name} = "):
         Views(**wrong)
+
+
+@pytest.mark.parametrize("value", [-0.1, 100.5, math.nan, "1"])
+def test_a_strength_of_cutmix_out_of_its_range_is_refused_with_the_range(value):
+    with pytest.raises(KDStudyError) as caught:
+        Views(cutmix=value)
+    assert str(caught.value) == f"views: cutmix = {value!r}: must be a number between 0 and 100"
