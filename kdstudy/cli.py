@@ -76,15 +76,41 @@ def _lines(kind: str, notebooks: Path | None) -> list[tuple[str, str]]:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each pair of networks.")
-@click.option("--repeats", default=5, type=click.IntRange(min=1), help="Timed epochs of each row.")
-def bench(as_json: bool, repeats: int) -> None:
-    """Measure the distillation step against a textbook loop and against the bare student step."""
-    from kdstudy import bench as measure
+@click.argument("what", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line on the machine, then one a result.")
+@click.option("--repeats", default=5, type=click.IntRange(min=1), help="How often each row is timed.")
+@click.option("--torchdistill", is_flag=True, help="Install torchdistill, in an environment of its own, if it is not.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep tables and figure in this folder.")
+def bench(what: tuple[str, ...], as_json: bool, repeats: int, torchdistill: bool, out: Path | None) -> None:
+    """Measure speed, of WHAT: step, students, growth, agreement, study, or all of them.
 
-    click.echo(measure.header(64, repeats), err=as_json)
-    for result in measure.bench(repeats=repeats):
+    Compares kdstudy's steps with the bare student step, a textbook loop and torchdistill, and whole runs and
+    studies with each other.
+    """
+    from kdstudy import bench as measure
+    from kdstudy.bench import timing
+    from kdstudy.bench.kept import keep
+    from kdstudy.bench.torchdistill import install
+
+    names, origin = measure.chosen(what), timing.origin()
+    if torchdistill:
+        try:
+            install()
+        except KDStudyError as error:
+            click.echo(str(error), err=True)
+    claims = {name: measure.CLAIMS[name] for name in names}
+    head = [json.dumps({"origin": origin, "repeats": repeats, "claims": claims})]
+    click.echo("\n".join(head if as_json else measure.header(names, repeats, origin)))
+    results = []
+    told: set[str] = set()
+    for result in (result for name in names for result in measure.BENCHES[name](repeats)):
+        results.append(result)
         click.echo(json.dumps(result) if as_json else "\n".join(measure.lines(result)))
+        for note in set(result.get("notes", ())) - told:
+            click.echo(note, err=True)
+            told.add(note)
+        if out is not None:
+            keep(results, out)
 
 
 @main.group(cls=Group)

@@ -36,6 +36,8 @@ class Parameter:
             return None
         if self.kind == "str":
             return text
+        if self.kind == "bool" and text.lower() in ("true", "false"):
+            return text.lower() == "true"
         if self.kind == "list":
             entries = [entry.strip() for entry in text.strip(" []").split(",")]
             return [_literal(entry) for entry in entries if entry]

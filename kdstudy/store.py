@@ -236,7 +236,7 @@ def _finish(training: Training, run: Run, folder: Path, taught_by: list[Result])
     measured = {
         "epochs": training.epoch,
         **_quality(logits, labels),
-        **_best(training, labels["test"]),
+        **_best(training, logits["test"], labels["test"]),
         **_fidelity(training, run, taught_by, logits),
         "parameters": nets.parameters(net),
         "flops": nets.flops(net, data.shape),
@@ -264,14 +264,16 @@ def _quality(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict
     }
 
 
-def _best(training: Training, labels: Tensor) -> dict[str, float]:
-    """Return the epoch that did best on validation, and its network's accuracy on test."""
+def _best(training: Training, last: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the epoch that did best on validation, and its network's accuracy on test; `last` is the last one's."""
     if not training.history:
         return {}
     epoch, weights = training.best
-    best = copy.deepcopy(training.net)
-    best.load_state_dict(weights)
-    logits = predict(best, training.data.test.images, training.data, training.precision)
+    logits = last
+    if epoch != training.epoch - 1:
+        best = copy.deepcopy(training.net)
+        best.load_state_dict(weights)
+        logits = predict(best, training.data.test.images, training.data, training.precision)
     return {
         "best_epoch": epoch,
         "best_validation_accuracy": training.history[epoch]["validation_accuracy"],

@@ -125,7 +125,7 @@ def check_format(what: str, said: object, known: int) -> None:
     """Refuse what a newer kdstudy has written."""
     if not isinstance(said, int) or not 1 <= said <= known:
         raise KDStudyError(
-            f"{what} is of format {said!r}, this kdstudy reads up to {known}: a newer kdstudy wrote it, upgrade this one"
+            f"{what} is of format {said!r}, this kdstudy reads up to {known}: a newer one wrote it, upgrade this"
         )
 
 

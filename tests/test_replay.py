@@ -110,6 +110,7 @@ def test_another_view_seed_other_views_or_other_data_are_other_recordings(kept, 
     fewer = Data("digits", subset=200, views=digits().views).load()
     before = None
     mixed = [Data("digits", subset=N, views=Views(crop=2, flip=True, mixup=a)).load() for a in (0.3, 0.6)]
+    mixed.append(Data("digits", subset=N, views=Views(crop=2, flip=True, cutmix=0.6)).load())
     alike = digits(seed=1234567), digits(seed=1234568)
     for data in (digits(), *alike, digits(crop=2), *mixed, fewer):
         for _ in range(2):  # computed, then read
@@ -119,7 +120,7 @@ def test_another_view_seed_other_views_or_other_data_are_other_recordings(kept, 
         if before is not None:
             assert (served[known] - before[known]).abs().max() > FAR
         before = served
-    assert len(files(tmp_path)) == (7 if kept else 0)
+    assert len(files(tmp_path)) == (8 if kept else 0)
 
 
 def test_another_teacher_has_another_folder_and_is_served_its_own(tmp_path):
@@ -342,6 +343,21 @@ def test_recording_replaying_and_keeping_nothing_train_the_same_student(tmp_path
     assert torch.equal(weights(recorded), weights(nowhere))
     for one, two, three in zip(first, second, third, strict=True):
         assert one["loss_soft"] == two["loss_soft"] == three["loss_soft"] > 0
+
+
+@pytest.mark.parametrize("views", [Views(mixup=0.4), Views(cutmix=1.0), Views(crop=1, cutout=3, mixup=0.4, cutmix=1.0)])
+def test_a_recorded_teacher_has_seen_the_mixed_views_that_its_student_sees(views, tmp_path):
+    data = Data("digits", subset=N, views=views).load()
+    with seeded(0, "student"):
+        untrained = create("resnet8", num_classes=10, channels=1, width=4)
+    made = Recipe(epochs=2, batch=50, precision="float32")
+    settings = {"teachers": [network()], "device": CPU, "recordings": [tmp_path / "recordings" / "teacher"]}
+    recorded, replayed, live = (
+        train(copy.deepcopy(untrained), data, METHODS.make("kd"), recipe=each, **settings)[0]
+        for each in (made, made, replace(made, live=True))
+    )
+    assert torch.equal(weights(recorded), weights(replayed))
+    assert (weights(live) - weights(replayed)).abs().max() < 1e-5
 
 
 def test_replaying_does_not_run_the_teacher(tmp_path):
