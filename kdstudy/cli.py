@@ -82,7 +82,7 @@ def _lines(kind: str, notebooks: Path | None) -> list[tuple[str, str]]:
 @click.option("--torchdistill", is_flag=True, help="Install torchdistill, in an environment of its own, if it is not.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep tables and figure in this folder.")
 def bench(what: tuple[str, ...], as_json: bool, repeats: int, torchdistill: bool, out: Path | None) -> None:
-    """Measure speed, of WHAT: step, students, growth, agreement, study, or all of them.
+    """Measure speed, of WHAT: start, step, students, growth, agreement, study, or all of them.
 
     Compares kdstudy's steps with the bare student step, a textbook loop and torchdistill, and whole runs and
     studies with each other.

@@ -3,6 +3,9 @@
 Whoever first needs an epoch records it whole: samples by row, in chunks of one size, whatever the order
 and batch size of the student. The recorded epoch is always what is learned from. Whether it is also kept on
 disk is a question of room, so replaying cannot give other numbers than recording.
+
+A live teacher is asked in the student's batches instead, which may turn the last bits of its logits. Over whole
+short runs the student's weights then agree within 1e-4 in float32 and 1e-2 in bfloat16.
 """
 
 from __future__ import annotations

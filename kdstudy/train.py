@@ -153,7 +153,8 @@ class Training:
         """Train one epoch: what a step does, from top to bottom.
 
         Returns:
-            The record: epoch, learning rate, training accuracy on the views, mean of each loss term.
+            The record: epoch, learning rate, training accuracy on the views (of mixed ones, by each image's own
+            label), mean of each loss term.
 
         Raises:
             KDStudyError: if there is no term, or one is not finite, naming the epoch, the step and the term.

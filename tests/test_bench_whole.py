@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from kdstudy import DATASETS, Data, KDStudyError, Recipe, Store
-from kdstudy.bench import agreeing, growing, kept, setting, studying, whole
+from kdstudy.bench import agreeing, growing, kept, setting, starting, studying, whole
 from kdstudy.replay import Recorder
 from kdstudy.store import Result
 from kdstudy.train import Training
@@ -356,3 +356,25 @@ def test_steps_are_drawn_as_shares_of_the_bare_student(tmp_path: Path) -> None:
     heights = [bar.get_height() for bar in axes.patches]
     assert heights == pytest.approx([0.505, 0.955])
     plt.close(figure)
+
+
+# What one waits for before
+
+
+def test_a_finished_study_is_opened_and_nothing_is_trained(monkeypatch):
+    trained = []
+    before = Store.train
+    monkeypatch.setattr(Store, "train", lambda store, run: trained.append(run.method) or before(store, run))
+    said = starting.opening(repeats=2, number=3)
+    assert trained == ["kd", "scratch"], "one student and its teacher, whatever the number"
+    assert len(said["values"]["opened"]) == 2
+    assert said["claim"].startswith("a finished study of 3 runs opens in ")
+    assert said["ok"] == (said["medians"]["opened"] <= 2)
+
+
+def test_the_imports_are_those_of_fresh_processes(monkeypatch):
+    commands = []
+    monkeypatch.setattr(starting.subprocess, "run", lambda command, check: commands.append(command[1:]))
+    said = starting.imports(repeats=3)
+    assert commands == [["-c", "import torch"], ["-c", "import kdstudy"]] * 4
+    assert said["ratios"].keys() == {"kdstudy / torch"}

@@ -29,7 +29,7 @@ FLOORS = """
     | networks specs stored recordings store listing upkeep bundle runs engines progress account study
     | claims published plots notebooks grid report collected
         bench.timing bench.textbook bench.torchdistill bench.steps
-        bench.setting bench.growing bench.agreeing bench.studying bench.whole bench.kept bench
+        bench.setting bench.growing bench.agreeing bench.studying bench.starting bench.whole bench.kept bench
     | __init__ running cli __main__
 """
 ORDER = {name: place for place, name in enumerate(FLOORS.replace("|", " ").split())}

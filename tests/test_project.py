@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -121,3 +123,11 @@ def test_lock_covers_every_system_and_python(system: str, python: str) -> None:
         if not need.specifier.contains(versions.get(canonicalize_name(need.name), "0"))
     ]
     assert wrong == [], "not in the lock, or out of range: make lock"
+
+
+def test_importing_kdstudy_does_not_import_what_few_commands_need():
+    """Each of these takes a good part of a second, which everyone would wait for at every start."""
+    heavy = ["torchvision", "sklearn", "scipy.stats", "seaborn", "papermill", "nbconvert", "IPython", "jupyterlab"]
+    code = f"import sys, kdstudy; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
