@@ -22,7 +22,7 @@ BENCHES: dict[str, Callable[[int], Iterator[dict[str, Any]]]] = {
 }
 
 CLAIMS = {
-    "start": "importing kdstudy takes at most 2.5 times as long as torch, opening a finished study of 100 runs 2 seconds",
+    "start": "importing kdstudy takes at most 2.5 times as long as torch, opening a study of 100 finished runs 2 s",
     "step": "a replayed step is at least 0.90 of the bare student step; a live one, in bfloat16 with the teachers "
     "WRN-40-2 and ResNet-110, at least 2.2 times a textbook loop; both are faster than torchdistill",
     "students": "the tenth student under a teacher costs at most 1.15 times an undistilled student of its recipe",
