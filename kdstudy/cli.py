@@ -91,6 +91,7 @@ def bench(what: tuple[str, ...], as_json: bool, repeats: int, torchdistill: bool
     from kdstudy.bench import timing
     from kdstudy.bench.kept import keep
     from kdstudy.bench.torchdistill import install
+    from kdstudy.places import writing
 
     names, origin = measure.chosen(what), timing.origin()
     if torchdistill:
@@ -98,6 +99,9 @@ def bench(what: tuple[str, ...], as_json: bool, repeats: int, torchdistill: bool
             install()
         except KDStudyError as error:
             click.echo(str(error), err=True)
+    if out is not None:  # rather than after minutes of measuring
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
     claims = {name: measure.CLAIMS[name] for name in names}
     head = [json.dumps({"origin": origin, "repeats": repeats, "claims": claims})]
     click.echo("\n".join(head if as_json else measure.header(names, repeats, origin)))

@@ -42,7 +42,8 @@ def out_of_memory(error: Exception) -> bool:
         >>> out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
         True
     """
-    return isinstance(error, MemoryError) or bool(re.search("allocate memory|out of memory", str(error)))
+    words = "allocate memory|out of memory|not enough memory|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or bool(re.search(words, str(error)))
 
 
 def size_text(size: float) -> str:

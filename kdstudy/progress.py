@@ -53,12 +53,12 @@ def estimate(runs: Iterable[Run]) -> dict[str, float]:
         n, epochs = len(data.train), run.recipe.last_epoch
         seconds[run.key] = _rate(run, data) * epochs * (n + len(data.validation) / 3)
         for teacher in run.teachers:
-            if (teacher.key, epochs) not in recorded:
+            if run.recipe.live or (teacher.key, epochs) not in recorded:
                 recorded.add((teacher.key, epochs))
                 seconds[run.key] += _rate(teacher, data) * epochs * n / 3
     if number:
         torch.set_num_threads(threads)
-    return {key: value / max(number, 1) for key, value in seconds.items()}
+    return {key: value / max(min(number, threads), 1) for key, value in seconds.items()}
 
 
 def _rate(run: Run, data: Dataset) -> float:

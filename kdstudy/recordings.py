@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kdstudy.errors import KDStudyError, check_number
-from kdstudy.specs import depends_on, key_of
+from kdstudy.specs import depends_on, key_of, recipe_of
 from kdstudy.stored import busy, folders, read, size
 
 SHARE = 0.1  # of the free disk
@@ -28,9 +28,19 @@ def limit(root: Path, held: int = 0) -> int:
     Raises:
         KDStudyError: if that is no number of at least 0.
     """
+    said = said_limit()
+    return int(SHARE * (shutil.disk_usage(root).free + held)) if said is None else said
+
+
+def said_limit() -> int | None:
+    """Return how many bytes `KDSTUDY_RECORDINGS`, in GB, allows; None if it says nothing.
+
+    Raises:
+        KDStudyError: if it is no number of at least 0.
+    """
     said = os.environ.get("KDSTUDY_RECORDINGS")
     if not said:
-        return int(SHARE * (shutil.disk_usage(root).free + held))
+        return None
     try:
         gigabytes = float(said)
     except ValueError:
@@ -45,22 +55,32 @@ def in_use(root: Path) -> set[str]:
     used: set[str] = set()
     for folder in training:
         with suppress(KDStudyError):  # its specification is not written yet, or damaged: it begins anew
-            used |= {key_of(spec) for spec in depends_on(read(folder).spec)}
+            spec = read(folder).spec
+            if not recipe_of(spec).get("live"):  # a live teacher is not recorded
+                used |= {key_of(teacher) for teacher in depends_on(spec)}
     return used
 
 
 def make_room(root: Path, needed: int) -> bool:
     """Return whether so many bytes may be recorded; if it helps, teachers that nobody learns from give way.
 
-    They go whole, the longest unused first: a part of a recording would save its students little.
+    They go whole, the longest unused first: a part of a recording would save its students little. Processes that
+    ask at the same time may together go beyond the limit, by an epoch each.
 
     Args:
         root: the store.
         needed: bytes.
 
     Returns:
-        Whether there is room.
+        Whether there is room; not where the disk cannot be asked.
     """
+    try:
+        return _make_room(root, needed)
+    except OSError:
+        return False
+
+
+def _make_room(root: Path, needed: int) -> bool:
     recorded = [path for path in (root / FOLDER).glob("*") if path.is_dir()]
     sizes = {path: size(path) for path in recorded}
     held = sum(sizes.values())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -31,7 +32,7 @@ from kdstudy.method import outputs
 from kdstudy.places import write_atomically
 
 CHUNK = {"cpu": 128, "cuda": 1024}  # what lies in the caches on one, what fills the other
-PATIENCE = 60.0  # seconds that another process is waited for before its work is done twice
+PATIENCE = 600.0  # seconds that another process is waited for before its work is done twice
 
 Precision = Literal["float32", "bfloat16"]
 Average = Literal["probabilities", "logits"]
@@ -83,8 +84,8 @@ def average_logits(logits: Sequence[Tensor], average: Average) -> Tensor:
 def in_chunks(compute: Callable[[Tensor], Tensor], n: int, device: torch.device) -> Tensor:
     """Compute something of each of n rows without gradients, in chunks of one size, and return it in their order.
 
-    A chunk has the size that is fastest on the device, or half of it, and so on, where memory does not suffice.
-    The last one is filled up with the first rows, so that all are of one size.
+    A chunk has at most the size that is fastest on the device, or half of it, and so on, where memory does not
+    suffice. The last one is filled up with the first rows, so that all are of one size.
 
     Args:
         compute: takes rows (B,), int64, and returns their part of the whole (B, ...).
@@ -98,17 +99,19 @@ def in_chunks(compute: Callable[[Tensor], Tensor], n: int, device: torch.device)
         >>> in_chunks(lambda rows: rows**2, 4, torch.device("cpu")).tolist()
         [0, 1, 4, 9]
     """
-    size = min(n, CHUNK[device.type])
+    most = CHUNK[device.type]
     while True:
+        number = math.ceil(n / most)
+        size = math.ceil(n / number)
         try:
             with torch.inference_mode():
-                starts = range(0, n, size)
+                starts = range(0, number * size, size)
                 chunks = [compute(torch.arange(start, start + size, device=device) % n) for start in starts]
             return torch.cat(chunks)[:n]  # outside of inference mode: what it returns may be learned from
         except (MemoryError, RuntimeError) as error:
             if size == 1 or not out_of_memory(error):
                 raise
-            size //= 2
+            most = size // 2
 
 
 class Recorder:
@@ -138,7 +141,8 @@ class Recorder:
     ) -> None:
         self.teacher, self.data, self.precision, self.epochs = teacher, data, precision, epochs
         self.kind = torch.float16 if precision == "bfloat16" else torch.float32
-        self.folder, self.room = folder and folder / f"{data.fingerprint}_{_words(data.views)}_{precision}", room
+        stream = f"{data.fingerprint}_{_words(data.views)}_{precision}"
+        self.folder, self.room = folder and folder / f"{weights_digest(teacher)}_{stream}", room
         self._epoch: tuple[int, Tensor] | None = None
 
     def logits(self, epoch: int) -> Tensor:
@@ -160,35 +164,46 @@ class Recorder:
 
     def _shared(self, epoch: int) -> Tensor:
         """Return an epoch as it is kept, or record it, sharing the work with other processes."""
+        if self.folder is None:
+            return self.record(epoch)
+        with suppress(OSError):  # there is none yet; its time says when the teacher was last asked
+            os.utime(self.folder.parent)
         kept = self._read(epoch)
         if kept is not None:
             return kept
-        size = len(self.data.train) * self.data.num_classes * self.kind.itemsize
-        if self.folder is None or not (self.room is None or self.room(size)):
+        if not self._has_room():
             return self.record(epoch)
         found = self._turn(epoch, wait=0)
         if found is None:  # another process is at it
             missing = (later for later in range(epoch + 1, self.epochs) if not self._file(later).exists())
-            next((later for later in missing if self._turn(later, wait=0) is not None), None)
+            next((later for later in missing if self._has_room() and self._turn(later, wait=0) is not None), None)
             found = self._turn(epoch, wait=PATIENCE)
         return self.record(epoch) if found is None else found
+
+    def _has_room(self) -> bool:
+        size = len(self.data.train) * self.data.num_classes * self.kind.itemsize
+        return self.room is None or self.room(size)
 
     def _turn(self, epoch: int, wait: float) -> Tensor | None:
         """Read or record an epoch while no other process does; None if one still does after some seconds."""
         file = self._file(epoch)
-        lock = file.with_suffix(".lock")
+        lock = filelock.FileLock(file.with_suffix(".lock"), timeout=wait)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(lock, timeout=wait):
-                kept = self._read(epoch)
-                if kept is None:
-                    kept = self.record(epoch)
-                    self._keep(file, kept)
-                with suppress(OSError):
-                    lock.unlink()
-                return kept
+            lock.acquire()
         except OSError:  # it takes too long (a timeout is one too), or the folder cannot be written
             return None
+        try:
+            kept = self._read(epoch)
+            if kept is None:
+                kept = self.record(epoch)
+                self._keep(file, kept)
+            return kept
+        finally:
+            with suppress(OSError):
+                file.with_suffix(".lock").unlink()
+            with suppress(OSError):
+                lock.release()
 
     def _file(self, epoch: int) -> Path:
         assert self.folder is not None
@@ -196,14 +211,8 @@ class Recorder:
 
     def _read(self, epoch: int) -> Tensor | None:
         """Return an epoch that is kept, mapped into memory, if it is whole."""
-        if self.folder is None:
-            return None
-        try:
-            held = load_file(self._file(epoch))
-            whole = torch.equal(held["digest"], _digest(held["logits"]))
-        except (SafetensorError, OSError, KeyError):
-            return None
-        return held["logits"].to(self.data.mean.device) if whole else None
+        kept = read_epoch(self._file(epoch))
+        return None if kept is None else kept.to(self.data.mean.device)
 
     def _keep(self, file: Path, logits: Tensor) -> None:
         kept = logits.contiguous().cpu()
@@ -211,10 +220,36 @@ class Recorder:
             write_atomically(file, lambda partial: save_file({"logits": kept, "digest": _digest(kept)}, partial))
 
 
+def read_epoch(file: Path) -> Tensor | None:
+    """Return the logits in a recorded epoch's file, mapped into memory; None if it is not there, or not whole.
+
+    Args:
+        file: the file.
+    """
+    try:
+        held = load_file(file)
+        return held["logits"] if torch.equal(held["digest"], _digest(held["logits"])) else None
+    except (SafetensorError, OSError, KeyError):
+        return None
+
+
+def weights_digest(net: nn.Module) -> str:
+    """Return the first 12 hexadecimal digits of a SHA-256 over a network's weights and buffers.
+
+    A teacher's key says how it was trained; trained again elsewhere, or by other versions, it has other weights.
+    """
+    seen = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        seen.update(name.encode())
+        if isinstance(value, Tensor):
+            seen.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return seen.hexdigest()[:12]
+
+
 def _held(logits: Tensor, kind: torch.dtype) -> Tensor:
     """Return logits as they are kept; what is finite stays so, though float16 ends where bfloat16 does not."""
-    most = torch.finfo(kind).max
-    return torch.where(logits.isinf(), logits, logits.clamp(-most, most)).to(kind)
+    most, wide = torch.finfo(kind).max, logits.float()  # bfloat16 would round the bound itself up
+    return torch.where(wide.isinf(), wide, wide.clamp(-most, most)).to(kind)
 
 
 def _words(views: Views) -> str:

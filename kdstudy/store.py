@@ -7,11 +7,10 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import out_of_memory
 from kdstudy.places import checksum, runs_root, write_atomically, writing
-from kdstudy.recordings import FOLDER, make_room
+from kdstudy.recordings import FOLDER, make_room, said_limit
 from kdstudy.replay import average_logits
 from kdstudy.specs import canonical
 from kdstudy.stored import FORMAT, WRITTEN, check_format
@@ -89,6 +88,7 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or runs_root()
+        said_limit()  # refused here, before anything is trained, if it is wrong
 
     def folder(self, run: Run) -> Path:
         """Return the folder of a run, whether it is there or not."""
@@ -186,9 +186,6 @@ def _prepare(
     """Return a run's training before its first epoch."""
     number = itertools.count(1)
     folders = [root / FOLDER / teacher.key for teacher in run.teachers] if root else None
-    for folder in folders or ():
-        with suppress(OSError):  # there is none yet; its time says when it was last used
-            os.utime(folder)
     if teachers is None:
         teachers = [teacher.make_net(dataset) for teacher in run.teachers]
     return Training(

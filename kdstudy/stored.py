@@ -64,9 +64,10 @@ def busy(root: Path, name: str) -> bool:
 def size(path: Path) -> int:
     """Return how many bytes a file or a folder takes."""
     total = 0
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        with suppress(FileNotFoundError):  # what is being trained comes and goes
-            total += file.stat().st_size if file.is_file() else 0
+    files = [os.path.join(at, name) for at, _, names in os.walk(path) for name in names] if path.is_dir() else [path]
+    for file in files:
+        with suppress(OSError):  # what is being trained or dropped comes and goes
+            total += os.stat(file).st_size
     return total
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,12 @@ class Training:
             method.build(nets)
         method.to(self.device)
         self.net = method.deploy(nets).to(self.device)
-        kept = iter(recordings or ())
+        self.replays = method.needs == {"logits"} and not self.recipe.live
+        kept = iter(recordings or ()) if self.replays else iter(())
         self.recorders = [
             Recorder(teacher, self.data, self.precision, next(kept, None), epochs=self.recipe.last_epoch, room=room)
             for teacher in self.teachers
         ]
-        self._outputs = _compiled(self.student, self.recipe.compile, self.device)
-        self.replays = method.needs == {"logits"} and not self.recipe.live
         trained = {id(p): p for m in (self.student, method) for p in m.parameters() if p.requires_grad}
         if not trained:
             raise KDStudyError("nothing to train: every parameter is frozen, as those of a former teacher are")
@@ -128,6 +127,11 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self.predictions: list[Tensor] = []
         self.best: tuple[int, dict[str, Tensor]] = (0, {})
+
+    @cached_property
+    def look(self) -> Callable[[Tensor], dict[str, Tensor]]:
+        """What computes the student's outputs in training: the student as it is, or compiled."""
+        return _compiled(self.student, self.recipe.compile, self.device)
 
     @property
     def epoch(self) -> int:
@@ -168,6 +172,7 @@ class Training:
         for i, rows in enumerate(order):
             progress = (epoch + i / len(order)) / recipe.epochs
             self.optimizer.param_groups[0]["lr"] = recipe.learning_rate * recipe.schedule(progress)
+            self.optimizer.zero_grad()
             x, y = data.view(rows, epoch), data.train.labels[rows]
             step = Step(
                 x=x,
@@ -175,15 +180,12 @@ class Training:
                 target=data.target(rows, epoch),
                 index=rows,
                 progress=progress,
-                student=Outputs(partial(self._outputs, x)),
-                teacher=Outputs(
-                    partial(self.teach, x, rows, epoch), "tap among those of the teacher that the method needs"
-                ),
+                student=Outputs(partial(self.look, x)),
+                teacher=Outputs(partial(self.teach, x, rows, epoch), "teacher's tap"),
             )
             with autocast(self.device, self.precision):
                 terms = _scalars(self.method(step), epoch, i)
                 loss = torch.stack(list(terms.values())).sum()
-            self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             predicted[rows] = step.student["logits"].argmax(1).to(torch.int16)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -12,12 +11,12 @@ from typing import Any, Literal
 
 import filelock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import size_text
 from kdstudy.places import checksum, runs_root
 from kdstudy.recordings import FOLDER, in_use
+from kdstudy.replay import read_epoch
 from kdstudy.specs import depends_on, epochs_of, key_of, label
 from kdstudy.stored import FILES, KEY, Stored, busy, find_key, folders, reaching, read, size
 
@@ -74,7 +73,7 @@ def verify(prefixes: Iterable[str] = (), root: Path | None = None) -> Verified:
         wanted = [root / key for key in dict.fromkeys(keys)] if keys else folders(root, True)
         wrong = {folder: [*problems(folder), *_lacks(root, folder)] for folder in wanted}
         recorded = [file for name in (keys or ["*"]) for file in root.glob(f"{FOLDER}/{name}/*/*.safetensors")]
-        damaged = [f"{file} is damaged: prune the recordings" for file in recorded if not _recording_is_sound(file)]
+        damaged = [f"{file} is damaged: prune the recordings" for file in recorded if read_epoch(file) is None]
     lines = [line for found in wrong.values() for line in found] + damaged
     return Verified(len(wrong), sum(not found for found in wrong.values()), len(recorded), tuple(lines))
 
@@ -141,15 +140,6 @@ def _lacks(root: Path, folder: Path) -> list[str]:
         absent = {key: said for key, said in needed.items() if not (root / key / "result.json").exists()}
         return [f"{folder}: its teacher {key} ({said}) is not in the store" for key, said in absent.items()]
     return []
-
-
-def _recording_is_sound(file: Path) -> bool:
-    try:
-        held = load_file(file)
-        digest = hashlib.sha256(held["logits"].numpy().data).digest()
-        return bool(held["digest"].tolist() == list(digest))
-    except (SafetensorError, OSError, KeyError, TypeError):
-        return False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,6 +80,20 @@ def test_recorded_and_replayed_runs_are_equal_and_a_live_one_agrees(tmp_path):
         torch.testing.assert_close(live.state_dict()[name], value, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_student_learns_much_the_same(mode):
+    """The second mode replays CUDA graphs, whose outputs the next step overwrites."""
+    with seeded(0):
+        untrained = create("resnet8", num_classes=10, channels=1)
+    data = Data("digits", subset=320).load()
+    plain, compiled = (
+        train(copy.deepcopy(untrained), data, recipe=Recipe(epochs=2, batch=64, compile=each), device=GPU)
+        for each in ("off", mode)
+    )
+    for one, other in zip(plain[1], compiled[1], strict=True):
+        assert one["loss_hard"] == pytest.approx(other["loss_hard"], rel=0.02)
+
+
 def test_a_network_says_much_the_same_on_both_devices():
     data = Data("digits", subset=100).load()
     with seeded(0):

@@ -14,6 +14,7 @@ from kdstudy.errors import KDStudyError
 from kdstudy.recordings import in_use, limit, make_room
 from kdstudy.specs import canonical
 from kdstudy.store import Store
+from kdstudy.stored import size
 
 RECIPE = Recipe(epochs=2, batch=50, precision="float32")
 DATA = Data("digits", subset=100)
@@ -118,3 +119,40 @@ def test_using_a_recording_makes_it_the_last_one_used(tmp_path):
     os.utime(folder, (1e9, 1e9))
     store.train(STUDENT.but(seed=1))
     assert folder.stat().st_mtime > 1.5e9
+
+
+def test_a_wrong_limit_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDSTUDY_RECORDINGS", "20GB")
+    with pytest.raises(KDStudyError, match="KDSTUDY_RECORDINGS = '20GB': must be a number of gigabytes"):
+        Store(tmp_path)
+
+
+def test_a_disk_that_cannot_be_asked_has_no_room(tmp_path, monkeypatch):
+    def gone(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(shutil, "disk_usage", gone)
+    assert not make_room(tmp_path, 1)
+
+
+def test_what_vanishes_while_it_is_counted_is_not_counted(tmp_path, monkeypatch):
+    """As where another process drops a teacher at this moment."""
+    kept = recorded(tmp_path, "a", 300, 0)
+    walk = os.walk
+
+    def vanishing(path):
+        for found in walk(path):
+            shutil.rmtree(kept, ignore_errors=True)
+            yield found
+
+    monkeypatch.setattr(os, "walk", vanishing)
+    assert size(tmp_path / "recordings") == 0
+
+
+def test_a_live_student_does_not_keep_recordings(tmp_path):
+    live = STUDENT.but(recipe=Recipe(epochs=2, batch=50, precision="float32", live=True))
+    store = Store(tmp_path)
+    with training(store, live):
+        assert in_use(tmp_path) == set()
+    store.train(live)
+    assert not (tmp_path / "recordings").exists()

@@ -123,15 +123,33 @@ def test_another_view_seed_other_views_or_other_data_are_other_recordings(kept, 
     assert len(files(tmp_path)) == (8 if kept else 0)
 
 
-def test_another_teacher_has_another_folder_and_is_served_its_own(tmp_path):
-    """The folder is the caller's to choose; in a store it is the teacher's key."""
+def test_another_teacher_is_served_its_own_even_from_the_same_folder(tmp_path):
+    """As where a teacher was trained again under its key, by another version or on another device."""
     one, other, data = network(), network("another"), digits()
-    folders = [tmp_path / "recordings" / name for name in ("one", "other")]
     for _ in range(2):
-        for teacher, folder in zip((one, other), folders, strict=True):
-            served = Recorder(teacher, data, "float32", folder).logits(0)
+        for teacher in (one, other):
+            served = Recorder(teacher, data, "float32", tmp_path / "recordings" / "teacher").logits(0)
             torch.testing.assert_close(served, said(teacher, data, torch.arange(N), 0), **NEAR)
-    assert [len(files(folder)) for folder in folders] == [1, 1]
+    assert len(files(tmp_path)) == 2
+    touched = copy.deepcopy(one)
+    next(module for module in touched.modules() if isinstance(module, nn.BatchNorm2d)).running_mean.add_(1)
+    served = Recorder(touched, data, "float32", tmp_path / "recordings" / "teacher").logits(0)
+    torch.testing.assert_close(served, said(touched, data, torch.arange(N), 0), **NEAR)
+    assert len(files(tmp_path)) == 3
+    memory = copy.deepcopy(one).to(memory_format=torch.channels_last)
+    Recorder(memory, data, "float32", tmp_path / "recordings" / "teacher").logits(0)
+    assert len(files(tmp_path)) == 3, "how the same weights lie in memory makes no difference"
+
+
+def test_what_a_student_of_other_batches_recorded_serves_as_well(tmp_path):
+    folder, small = tmp_path / "recordings" / "teacher", Recipe(epochs=3, batch=32, precision="float32")
+    student(recordings=[folder], recipe=Recipe(epochs=3, batch=50, precision="float32"))
+    silent = network()
+    silent.forward = silent.outputs = lambda x: pytest.fail("the teacher was run")
+    served, history = student(recordings=[folder], recipe=small, teachers=[silent])
+    alone, expected = student(recipe=small)
+    assert torch.equal(weights(served), weights(alone))
+    assert timeless(history) == timeless(expected)
 
 
 def test_recording_depends_on_no_random_state_and_leaves_none_behind():
@@ -307,7 +325,10 @@ def test_a_chunk_is_halved_until_memory_suffices():
         return rows * 2
 
     assert torch.equal(in_chunks(greedy, 50, CPU), torch.arange(50) * 2)
-    assert sizes == [50, 25] + [12] * 5
+    assert sizes == [50, 25] + [10] * 5
+    sizes.clear()
+    assert torch.equal(in_chunks(lambda rows: sizes.append(len(rows)) or rows, 300, CPU), torch.arange(300))
+    assert sizes == [100] * 3, "no chunk is mostly filled up"
 
 
 @pytest.mark.parametrize(("error", "n"), [(RuntimeError("shapes differ"), 50), (MemoryError(), 1)])
@@ -480,14 +501,19 @@ def test_what_float16_cannot_hold_is_kept_as_its_largest_number():
     data = digits()
 
     class Loud(nn.Module):
+        def __init__(self, kind: torch.dtype) -> None:
+            super().__init__()
+            self.kind = kind
+
         def forward(self, x: Tensor) -> Tensor:
             z = x.new_zeros(len(x), 10)
             z[:, 0], z[:, 1], z[:, 2], z[:, 3] = 1e6, -1e6, math.inf, math.nan
-            return z
+            return z.to(self.kind)
 
-    held = Recorder(Loud(), data, "bfloat16").logits(0)
-    assert held[0, :4].tolist() == pytest.approx([65504.0, -65504.0, math.inf, math.nan], nan_ok=True)
-    assert Recorder(Loud(), data, "float32").logits(0)[0, :2].tolist() == [1e6, -1e6]
+    for kind in (torch.float32, torch.bfloat16):
+        held = Recorder(Loud(kind), data, "bfloat16").logits(0)
+        assert held[0, :4].tolist() == pytest.approx([65504.0, -65504.0, math.inf, math.nan], nan_ok=True)
+    assert Recorder(Loud(torch.float32), data, "float32").logits(0)[0, :2].tolist() == [1e6, -1e6]
 
 
 def test_the_precision_of_the_step_under_way_does_not_reach_the_recording():

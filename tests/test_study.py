@@ -1,5 +1,6 @@
 """Many runs as one table: order, failures, settings, engines, and what is shown meanwhile."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -520,6 +521,8 @@ def test_the_estimate_grows_with_the_work(monkeypatch):
     assert said[TEACHER.key] == pytest.approx(30 * images)
     assert said[PLAIN.key] == said[other.key] == pytest.approx(2 * images)
     assert said[STUDENT.key] == pytest.approx(2 * images + 30 * 100 / 3)  # the first of a teacher's students
+    live = [run.but(recipe=dataclasses.replace(STUDENT.recipe, live=True)) for run in (STUDENT, other)]
+    assert list(estimate(live).values()) == pytest.approx([2 * images + 30 * 100 / 3] * 2)  # asked by each
 
 
 def test_the_rate_is_measured_and_leaves_no_trace():

@@ -14,14 +14,13 @@ from matplotlib.axes import Axes
 
 from kdstudy.bench.growing import fit
 from kdstudy.bench.setting import number_text
+from kdstudy.bench.steps import BOUND, LIMIT, OTHER, TEXTBOOK, TUNED
 from kdstudy.bench.timing import origin
 from kdstudy.errors import KDStudyError
 from kdstudy.places import write_atomically
 from kdstudy.plots import COLOURS, MARKERS, style
 
-LIMIT = "bare student"
-BOUND = 0.9  # what a replayed step has to reach of the bare one
-ROWS = ("textbook", "textbook, tuned", "torchdistill", "live", "replayed", LIMIT)
+ROWS = (TEXTBOOK, TUNED, OTHER, "live", "replayed", LIMIT)
 GROWN = {  # what is drawn against what, and what is said of the slope, per how many
     "epochs": ("seconds, a replayed run", "epochs", "s each", 1),
     "images": ("seconds, a replayed run", "training images", "s per 1,000", 1000),
@@ -56,16 +55,16 @@ def tidy(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a result as rows of a table, one for each repeat of each row.
 
     Args:
-        result: as a benchmark yields it, with "rates", or "values" of another unit.
+        result: as a benchmark yields it.
 
     Example:
-        >>> tidy({"bench": "step", "case": "a -> b", "unit": "images/s", "rates": {"live": [250.0]}})
+        >>> tidy({"bench": "step", "case": "a -> b", "unit": "images/s", "values": {"live": [250.0]}})
         [{'bench': 'step', 'case': 'a -> b', 'row': 'live', 'repeat': 1, 'value': 250.0, 'unit': 'images/s'}]
     """
     said = {name: result[name] for name in ("bench", "case")}
     return [
         said | {"row": row, "repeat": repeat, "value": value, "unit": result["unit"]}
-        for row, values in (result["values"] if "values" in result else result["rates"]).items()
+        for row, values in result["values"].items()
         for repeat, value in enumerate(values, 1)
     ]
 
@@ -83,7 +82,8 @@ def draw(folder: Path) -> list[Path]:
     grid = drawn.add_gridspec(rows, columns)
     for (width, panel), (row, column) in zip(found, places, strict=True):
         panel(drawn.add_subplot(grid[row, column : column + width]))
-    drawn.suptitle(_origin(next(iter(tables.values()))), fontsize="medium")
+    said = "kdstudy bench: medians; bars from the smallest to the largest repeat"
+    drawn.suptitle("\n".join([said, *dict.fromkeys(map(_origin, tables.values()))]), fontsize="medium")
     file = folder / "bench.png"
     write_atomically(file, lambda partial: drawn.savefig(partial, format="png", dpi=75))
     plt.close(drawn)
@@ -114,11 +114,11 @@ def _places(widths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _origin(table: pd.DataFrame) -> str:
-    """Return what a table was measured on, in two lines."""
+    """Return what a table was measured on, in a line."""
     said = {name: str(table[name].iloc[0]) for name in origin()}
     machine = f"{said['gpu'] or said['cpu']}, {said['threads']} threads, {said['precision']}"
     versions = f"torch {said['torch']}, kdstudy {said['kdstudy']}, {said['date']}"
-    return f"kdstudy bench: medians; bars from the smallest to the largest repeat\n{machine}; {versions}"
+    return f"{machine}; {versions}"
 
 
 def _steps(table: pd.DataFrame) -> list[Panel]:

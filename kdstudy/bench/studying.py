@@ -24,7 +24,6 @@ from kdstudy.store import Store
 
 QUICK = ("capacity_gap", "--scale", "quick")
 BOUND = 240.0  # seconds that the replayed study may take
-MOST = 3  # repeats, since each takes minutes
 
 
 def study(repeats: int) -> Iterator[dict[str, Any]]:
@@ -35,13 +34,13 @@ def study(repeats: int) -> Iterator[dict[str, Any]]:
     whose start is in it too.
 
     Args:
-        repeats: how often each is measured, 3 times at most; nothing warms up, since each process is fresh.
+        repeats: how often each is measured; nothing warms up, since each process is fresh.
 
     Yields:
         The seconds of the study, replayed and live; then images per second by engine.
     """
-    yield replay_or_live(QUICK, min(repeats, MOST))
-    yield engines(min(repeats, MOST))
+    yield replay_or_live(QUICK, repeats)
+    yield engines(repeats)
 
 
 def replay_or_live(arguments: Sequence[str], repeats: int) -> dict[str, Any]:

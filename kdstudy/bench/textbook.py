@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from kdstudy.replay import Precision, autocast
 
 TEMPERATURE, ALPHA = 4.0, 0.9  # kd's defaults
 OPTIMIZER: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
-WORKERS = 2  # processes that load images
+WORKERS = min(8, os.cpu_count() or 1)  # processes that load images
 
 
 def random_images(n: int, num_classes: int = 100) -> Dataset:

@@ -21,7 +21,7 @@ from kdstudy.recipe import Recipe
 __all__ = ["agreement", "growth", "lines", "students", "study"]
 
 # Teacher and student, images of which a tenth is held out, and epochs.
-STUDENTS = ((("resnet20", "resnet8"), 1280, 3), (("wrn_40_2", "wrn_16_2"), 640, 2))
+STUDENTS = ((("resnet20", "resnet8"), 2560, 4), (("wrn_40_2", "wrn_16_2"), 1280, 2))
 TENTH = 1.15  # the most that the tenth student may cost, in undistilled students
 
 
