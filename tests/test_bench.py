@@ -295,10 +295,10 @@ def test_torchdistills_teacher_is_in_eval_mode(monkeypatch) -> None:
 def test_without_its_environment_torchdistill_is_left_out_with_a_message(own_data, monkeypatch) -> None:
     monkeypatch.setattr(steps, "textbook", functools.partial(textbook.textbook, workers=0))
     (result,) = steps.step(1, pairs=[("resnet14", "resnet8")], images=64, batch=32)
-    assert "torchdistill" not in result["rates"]
+    assert "torchdistill" not in result["values"]
     (note,) = result["notes"]
     assert "`kdstudy bench step --torchdistill` installs it" in note
-    assert {len(values) for values in result["rates"].values()} == {1}
+    assert {len(values) for values in result["values"].values()} == {1}
 
 
 def test_the_environment_keeps_the_packages_that_are_shared(own_data, monkeypatch) -> None:

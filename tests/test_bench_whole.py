@@ -306,7 +306,7 @@ STEP = {
     "bench": "step",
     "case": "a -> b",
     "unit": "images/s",
-    "rates": {"live": [500.0, 510.0], "replayed": [950.0, 960.0], "bare student": [1000.0, 1000.0]},
+    "values": {"live": [500.0, 510.0], "replayed": [950.0, 960.0], "bare student": [1000.0, 1000.0]},
 }
 
 
