@@ -29,6 +29,7 @@ from kdstudy.data import Dataset, Views
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import out_of_memory
 from kdstudy.method import outputs
+from kdstudy.nets import Tapped
 from kdstudy.places import write_atomically
 
 CHUNK = {"cpu": 128, "cuda": 1024}  # what lies in the caches on one, what fills the other
@@ -52,6 +53,15 @@ def has_bfloat16(device: torch.device) -> bool:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
     """Return the context in which a network computes in a precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def inference(teacher: nn.Module) -> AbstractContextManager:
+    """Return the context in which a teacher is asked: inference mode.
+
+    A `Tapped` is asked without gradients only: it watches by tensors' versions that none of its taps is
+    overwritten, and in inference mode tensors have none.
+    """
+    return torch.no_grad() if isinstance(teacher, Tapped) else torch.inference_mode()
 
 
 def average_logits(logits: Sequence[Tensor], average: Average) -> Tensor:
@@ -104,10 +114,10 @@ def in_chunks(compute: Callable[[Tensor], Tensor], n: int, device: torch.device)
         number = math.ceil(n / most)
         size = math.ceil(n / number)
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 starts = range(0, number * size, size)
                 chunks = [compute(torch.arange(start, start + size, device=device) % n) for start in starts]
-            return torch.cat(chunks)[:n]  # outside of inference mode: what it returns may be learned from
+                return torch.cat(chunks)[:n]
         except (MemoryError, RuntimeError) as error:
             if size == 1 or not out_of_memory(error):
                 raise
@@ -156,8 +166,9 @@ class Recorder:
         device = self.data.mean.device
 
         def chunk(rows: Tensor) -> Tensor:
-            with autocast(device, self.precision):
-                return _held(outputs(self.teacher, self.data.view(rows, epoch))["logits"], self.kind)
+            x = self.data.view(rows, epoch)
+            with inference(self.teacher), autocast(device, self.precision):
+                return _held(outputs(self.teacher, x)["logits"], self.kind)
 
         with autocast(device, "float32"):  # a step may be under way in another precision
             return in_chunks(chunk, len(self.data.train), device)

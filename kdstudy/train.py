@@ -19,7 +19,7 @@ from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.method import Hard, Method, Nets, Outputs, Step, evaluating, outputs
 from kdstudy.recipe import Recipe, default_device, derive_seed, find_device, seeded
-from kdstudy.replay import Average, Precision, Recorder, autocast, average_logits, in_chunks
+from kdstudy.replay import Average, Precision, Recorder, autocast, average_logits, in_chunks, inference
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
@@ -218,7 +218,7 @@ class Training:
 
     def _live(self, teacher: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Run a teacher on a batch; what is learned from leaves inference mode as a copy."""
-        with torch.inference_mode():
+        with inference(teacher):
             taps = outputs(teacher, x)
         return {tap: taps[tap].clone() for tap in self.method.needs if tap in taps}
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from kdstudy import replay
 from kdstudy.data import Data, Dataset, Views
-from kdstudy.method import METHODS, outputs
-from kdstudy.nets import create
+from kdstudy.errors import KDStudyError
+from kdstudy.method import METHODS, Match, outputs
+from kdstudy.nets import Tapped, create
 from kdstudy.recipe import Recipe, seeded
 from kdstudy.replay import Recorder, average_logits, has_bfloat16, in_chunks
-from kdstudy.train import Training, train
+from kdstudy.train import Training, predict, train
 
 CPU = torch.device("cpu")
 N = 300  # more than a chunk, and not a multiple of one
@@ -379,6 +380,41 @@ def test_a_recorded_teacher_has_seen_the_mixed_views_that_its_student_sees(views
     )
     assert torch.equal(weights(recorded), weights(replayed))
     assert (weights(live) - weights(replayed)).abs().max() < 1e-5
+
+
+class Careless(nn.Module):
+    """Overwrites the output of its first convolution in place, and keeps a tensor from its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True)
+        self.body = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 10))
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.ones_like(x[:1])
+        return self.body(self.relu(self.conv(x * self.kept)))
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("wrap", [Tapped, lambda net: net], ids=["tapped", "bare"])
+def test_any_module_teaches_and_learns(live, wrap):
+    with seeded(0):
+        teacher, learner = wrap(Careless()), wrap(Careless())
+    made = Recipe(epochs=2, batch=50, precision="float32", live=live)
+    predict(learner, digits().test.images, digits(), "float32")  # where it keeps its tensor
+    _, history = train(learner, digits(), METHODS.make("kd"), teachers=[teacher], recipe=made, device=CPU)
+    assert history[-1]["loss_soft"] > 0
+
+
+def test_a_tap_that_a_live_teacher_overwrites_is_refused():
+    with seeded(0):
+        teacher, learner = Tapped(Careless(), ("conv",)), Tapped(Careless(), ("relu",))
+    method = Match(nn.functional.mse_loss, "relu", "conv")
+    made = Recipe(epochs=1, batch=50, precision="float32")
+    with pytest.raises(KDStudyError, match="'conv'.* in place"):
+        train(learner, digits(), method, teachers=[teacher], recipe=made, device=CPU)
 
 
 def test_replaying_does_not_run_the_teacher(tmp_path):
