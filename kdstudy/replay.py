@@ -240,7 +240,7 @@ def read_epoch(file: Path) -> Tensor | None:
     try:
         held = load_file(file)
         return held["logits"] if torch.equal(held["digest"], _digest(held["logits"])) else None
-    except (SafetensorError, OSError, KeyError):
+    except (SafetensorError, OSError, KeyError, TypeError):
         return None
 
 

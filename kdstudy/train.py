@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,7 @@ class Training:
         self.data, self.method, self.seed, self.average = data.to(self.device), method, seed, average
         self.student = to_device(student, self.device)
         self.teachers = [to_device(t, self.device).eval().requires_grad_(False) for t in teachers]
-        nets = Nets(
-            self.student,
-            tuple(self.teachers),
-            data.shape,
-            fresh or (lambda: copy.deepcopy(self.student)),
-        )
+        nets = Nets(self.student, tuple(self.teachers), data.shape, fresh or (lambda: copy.deepcopy(self.student)))
         with seeded(seed, "method"):
             method.build(nets)
         method.to(self.device)
@@ -113,17 +108,7 @@ class Training:
             Recorder(teacher, self.data, self.precision, next(kept, None), epochs=self.recipe.last_epoch, room=room)
             for teacher in self.teachers
         ]
-        trained = {id(p): p for m in (self.student, method) for p in m.parameters() if p.requires_grad}
-        if not trained:
-            raise KDStudyError("nothing to train: every parameter is frozen, as those of a former teacher are")
-        self.optimizer = torch.optim.SGD(
-            trained.values(),
-            lr=self.recipe.learning_rate,
-            momentum=self.recipe.momentum,
-            nesterov=self.recipe.nesterov,
-            weight_decay=self.recipe.weight_decay,
-            fused=True,
-        )
+        self.optimizer = _optimizer((self.student, method), self.recipe)
         self.history: list[dict[str, Any]] = []
         self.predictions: list[Tensor] = []
         self.best: tuple[int, dict[str, Tensor]] = (0, {})
@@ -268,6 +253,25 @@ class Training:
         self.history = history
         self.predictions = [row for _, row in sorted(part("predictions").items())]  # a file has no order
         self.best = best_epoch, {k: v.to(self.device) for k, v in part("best").items()}
+
+
+def _optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.SGD:
+    """Return the optimizer of all that is trainable in some modules, which may share parameters.
+
+    Raises:
+        KDStudyError: if nothing is.
+    """
+    trained = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    if not trained:
+        raise KDStudyError("nothing to train: every parameter is frozen, as those of a former teacher are")
+    return torch.optim.SGD(
+        trained.values(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
 
 
 def _compiled(student: nn.Module, mode: str, device: torch.device) -> Callable[[Tensor], dict[str, Tensor]]:

@@ -11,6 +11,7 @@ import sys
 import types
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -393,3 +394,34 @@ def test_without_torchdistill_the_rest_is_measured(measured, monkeypatch) -> Non
     assert ran.exit_code == 0
     assert ran.stderr.splitlines()[0] == "torchdistill 1.1.5 cannot be installed: no network"
     assert measured == [5]
+
+
+# What is kept of it in the repository
+
+ROOT = Path(__file__).parent.parent
+NAMED = {"WRN-40-2 → WRN-16-2": "wrn_40_2 -> wrn_16_2", "ResNet-110 → ResNet-8": "resnet110 -> resnet8"}
+NAMED |= {"ResNet-32x4 → ResNet-8x4": "resnet32x4 -> resnet8x4", "ResNet-20 → ResNet-8": "resnet20 -> resnet8"}
+
+
+@pytest.mark.parametrize(
+    ("page", "ratios"),
+    [
+        ("README.md", [f"replayed / {row}" for row in ("bare student", "textbook", "torchdistill")]),
+        (
+            "benchmarks/README.md",
+            ["replayed / bare student", "live / textbook", "replayed / textbook"]
+            + ["live / torchdistill", "replayed / torchdistill"],
+        ),
+    ],
+)
+def test_the_ratios_on_a_page_are_those_of_the_table(page, ratios) -> None:
+    table = pd.read_csv(ROOT / "benchmarks" / "step.csv")
+    said = [line.strip("| ").split(" | ") for line in (ROOT / page).read_text(encoding="utf-8").splitlines()]
+    first = {row[0]: row[1:] for row in reversed(said) if row[0] in NAMED and len(row) == 1 + len(ratios)}
+    assert first.keys() == NAMED.keys()
+    for pair, case in NAMED.items():
+        rows = table[table.case == case].groupby("row").value.apply(list).to_dict()
+        measured = steps.result(tuple(case.split(" -> ")), rows)
+        assert measured["ok"], measured["bounds"]
+        for text, ratio in zip(first[pair], ratios, strict=True):
+            assert text == f"{measured['ratios'][ratio]:.{len(text.partition('.')[2])}f}", (pair, ratio)
