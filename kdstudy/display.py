@@ -6,12 +6,28 @@ import html
 import os
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
 _QUIET = 2.0  # seconds of work that need no word
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration as people say it.
+
+    Example:
+        >>> seconds_text(42), seconds_text(200), seconds_text(5400)
+        ('42 s', '3 min 20 s', '1 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Display:
@@ -34,7 +50,7 @@ class Display:
     def show(self, text: str, share: float) -> None:
         """Show a line, and how much of the whole is done."""
         if file := os.environ.get("KDSTUDY_LOG"):
-            with open(file, "a") as out:
+            with suppress(OSError), open(file, "a", encoding="utf-8") as out:  # a full disk: training goes on
                 out.write(f"{text}\n")
         if self.notebook:
             self._update(text, share)

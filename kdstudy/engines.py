@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,14 +27,29 @@ from kdstudy.recipe import default_device
 from kdstudy.runs import Run
 from kdstudy.store import Store
 
+GRACE = 30.0  # seconds that a worker may take to keep a checkpoint
+
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a run: an epoch was trained (`record`), or it ended, with an `error` or well."""
+    """What happened to a run.
+
+    Attributes:
+        run: the run.
+        record: of an epoch that was trained.
+        error: why it ended; a run that ended well has neither.
+        waits: whether it waits for another process that trains it.
+    """
 
     run: Run
     record: dict[str, Any] | None = None
     error: str | None = None
+    waits: bool = False
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run has ended."""
+        return self.record is None and not self.waits
 
 
 def execute(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
@@ -78,8 +95,12 @@ def _choose(runs: Sequence[Run]) -> str:
 
 def here(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
     """Train runs in this process, one after the other; see `execute`."""
-    failed: dict[str, str] = {}
-    for run in runs:
+    waiting, failed = list(runs), dict[str, str]()
+    while waiting:
+        run, elsewhere = _next(waiting, waiting, store)
+        waiting.remove(run)
+        if elsewhere:
+            yield Event(run, waits=True)
         error = teacher_failed(run, failed)
         if error is None:
             try:
@@ -95,17 +116,20 @@ def here(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
 def workers(runs: Sequence[Run], store: Store, number: int) -> Generator[Event, None, None]:
     """Train runs in some processes of one thread each, a run as soon as its teachers are there; see `execute`."""
     waiting, failed = list(runs), dict[str, str]()
-    team = Team(store.root, number)
+    team = Team(store.root)
     try:
         while waiting or team.busy:
-            for run in _ready(waiting, team):
-                error = teacher_failed(run, failed)
-                if error is None and not team.start(run):
-                    continue
+            while _ready(waiting, unfinished := [*waiting, *team.runs]) and len(team.busy) < number:
+                run, elsewhere = _next(waiting, unfinished, store)
                 waiting.remove(run)
+                error = teacher_failed(run, failed)
                 if error is not None:
                     failed[run.key] = error
                     yield Event(run, error=error)
+                    continue
+                if elsewhere:
+                    yield Event(run, waits=True)
+                team.start(run)
             for event in team.events():
                 if event.error is not None:
                     failed[event.run.key] = event.error
@@ -114,10 +138,18 @@ def workers(runs: Sequence[Run], store: Store, number: int) -> Generator[Event, 
         team.stop()
 
 
-def _ready(waiting: Sequence[Run], team: Team) -> list[Run]:
+def _ready(waiting: Sequence[Run], unfinished: Sequence[Run]) -> list[Run]:
     """Return the waiting runs whose teachers have ended."""
-    unfinished = {run.key for run in waiting} | {run.key for _, run in team.busy.values()}
-    return [run for run in waiting if not any(teacher.key in unfinished for teacher in run.teachers)]
+    keys = {run.key for run in unfinished}
+    return [run for run in waiting if not any(teacher.key in keys for teacher in run.teachers)]
+
+
+def _next(waiting: Sequence[Run], unfinished: Sequence[Run], store: Store) -> tuple[Run, bool]:
+    """Return which waiting run to train, and whether another process does: only where there is no other to train."""
+    ready = _ready(waiting, unfinished)
+    free = (run for run in ready if not store.elsewhere(run))
+    chosen = next(free, None)
+    return (ready[0], True) if chosen is None else (chosen, False)
 
 
 class Team:
@@ -125,41 +157,45 @@ class Team:
 
     Args:
         root: the store's folder.
-        number: how many there may be.
 
     Attributes:
         busy: the workers that train, and their runs.
     """
 
-    def __init__(self, root: Path, number: int) -> None:
-        self.root, self.number = root, number
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.idle: list[Worker] = []
         self.busy: dict[Connection, tuple[Worker, Run]] = {}
 
-    def start(self, run: Run) -> bool:
-        """Give a run to a worker; return whether there was one for it."""
-        if len(self.busy) >= self.number:
-            return False
+    @property
+    def runs(self) -> list[Run]:
+        """The runs in training."""
+        return [run for _, run in self.busy.values()]
+
+    def start(self, run: Run) -> None:
+        """Give a run to a worker."""
         self.idle = [worker for worker in self.idle if worker.process.poll() is None]
         worker = self.idle.pop() if self.idle else Worker(self.root)
         self.busy[worker.connection] = worker, run
         with suppress(OSError):  # it may have died meanwhile: `events` says so
             worker.connection.send(run)
-        return True
 
     def events(self) -> Iterator[Event]:
         """Wait until something happens, and yield it; nothing if nobody trains, since nothing would happen."""
         for connection in wait(list(self.busy)) if self.busy else ():
             worker, run = self.busy[connection]  # type: ignore[index]
             event = worker.hear(run)
-            if event.record is None:
+            if event.ends:
                 del self.busy[worker.connection]
                 self.idle.append(worker)
             yield event
 
     def stop(self) -> None:
-        """End all processes."""
-        for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]:
+        """End all processes; those that train keep a checkpoint."""
+        team = [*self.idle, *(worker for worker, _ in self.busy.values())]
+        for worker in team:
+            worker.process.terminate()
+        for worker in team:
             worker.stop()
 
 
@@ -167,7 +203,7 @@ class Team:
 _CODE = """
 import sys
 from multiprocessing.connection import Client
-connection = Client(sys.argv[1], authkey=sys.stdin.buffer.read())
+connection = Client(sys.argv[1], authkey=sys.stdin.buffer.raw.read(16))
 from kdstudy.engines import work
 work(connection, sys.argv[2])
 """
@@ -191,7 +227,7 @@ class Worker:
             )
             assert self.process.stdin is not None
             self.process.stdin.write(key)
-            self.process.stdin.close()
+            self.process.stdin.flush()  # and left open: it ends with this process, which tells the worker
             self.connection = listener.accept()
 
     def hear(self, run: Run) -> Event:
@@ -200,19 +236,30 @@ class Worker:
             event: Event = self.connection.recv()
         except (EOFError, OSError):
             code = self.process.wait()
+            self._close()
             return Event(run, error=f"its process died (exit code {code}): killed from outside, or out of memory")
         return event
 
     def stop(self) -> None:
-        """End the process."""
-        self.connection.close()
+        """End the process, which may take some time to keep a checkpoint."""
         self.process.terminate()
-        self.process.wait()
+        try:
+            self.process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        self.connection.close()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
 
 def work(connection: Connection, root: str) -> None:
     """Be a worker: train what is sent until the connection closes."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             run = connection.recv()
@@ -220,6 +267,13 @@ def work(connection: Connection, root: str) -> None:
             return
         for event in here([run], Store(Path(root))):
             connection.send(event)
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that started this one is gone, however it went, then end this one as a signal does."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def teacher_failed(run: Run, failed: Mapping[str, str]) -> str | None:

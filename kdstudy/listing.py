@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kdstudy.errors import unknown
+from kdstudy.display import seconds_text
+from kdstudy.errors import KDStudyError, unknown
 from kdstudy.memory import size_text
 from kdstudy.places import runs_root
 from kdstudy.recordings import FOLDER, limit
 from kdstudy.specs import data_label, depends_on, key_of, label, net_label, params_of, pretrained, recipe_of, words
-from kdstudy.stored import busy, find_key, folders, frame, reaching, read, read_all, size
+from kdstudy.stored import (
+    ASIDE,
+    CHECKPOINT,
+    busy,
+    find_key,
+    folders,
+    frame,
+    how_far,
+    reaching,
+    read,
+    read_all,
+    size,
+)
 
 WIDTH = 120
 _SAID = ("net", "data", "method", "recipe", "seed", "teachers", "init")
@@ -67,10 +81,30 @@ def unfinished(root: Path | None = None) -> pd.DataFrame:
     return table
 
 
+def in_training(root: Path | None = None) -> list[str]:
+    """Return a line for each run that a process trains at this moment: what, how far, how long still, and where."""
+    root = root or runs_root()
+    with reaching(root):
+        training = [folder for folder in folders(root, False) if busy(root, folder.name)]
+    lines = []
+    for folder in training:
+        with suppress(KDStudyError):  # it has just begun
+            lines.append(f"{folder.name[:8]}  {label(read(folder).spec)}, {_state(root, folder)}")
+    return lines
+
+
 def _state(root: Path, folder: Path) -> str:
-    if busy(root, folder.name):
-        return "in training"
-    return "stopped, with a checkpoint" if (folder / "checkpoint.safetensors").exists() else "stopped"
+    """Return where a run that is not finished stands: in training or not, how far, and where or why."""
+    said, training = how_far(folder), busy(root, folder.name)
+    far = f"epoch {min(said['epoch'] + 1, said['epochs'])} of {said['epochs']} ({said['share']:.0%})" if said else ""
+    if training:
+        left = [f"about {seconds_text(said['left'])} left"] if isinstance(said.get("left"), float) else []
+        where = [f"on {said['host']}, process {said['process']}, {said['device']}"] if said else []
+        return ", ".join(["in training", *([far] if far else []), *left, *where])
+    if "error" in said:
+        return f"failed: {said['error']}"
+    kept = ", with a checkpoint" if (folder / CHECKPOINT).exists() else ""
+    return f"stopped{f' in {far}' if far else ''}{kept}"
 
 
 def pick(table: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
@@ -136,7 +170,9 @@ def totals(root: Path | None = None) -> str:
     broken = f"; {wrong} cannot be read: `kdstudy runs verify` says why" if wrong else ""
     room = f" of at most {size_text(limit(root, recorded))}" if root.exists() else ""
     recordings = f"recordings {size_text(recorded)}{room}"
-    return f"{root}: {len(ended)} runs, {taken}; {recordings}; {len(others)} unfinished{broken}"
+    number = sum(1 for _ in (root / ASIDE).glob("*"))
+    aside = f"; {number} set aside as damaged in {root / ASIDE}" if number else ""
+    return f"{root}: {len(ended)} runs, {taken}; {recordings}; {len(others)} unfinished{aside}{broken}"
 
 
 def describe(prefix: str, root: Path | None = None) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -79,6 +81,8 @@ def writing(place: Path) -> Iterator[None]:
 def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a passing name, then give it its own: a reader finds it whole or not at all.
 
+    That holds for a failing power supply too: the content is on the disk before it gets its name.
+
     Args:
         file: where it is to be; the folder is made if need be.
         write: writes the content to the path it is given.
@@ -91,8 +95,54 @@ def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(partial)
+            _settle(partial)
             os.replace(partial, file)
+            with suppress(OSError):  # not every system can do that with a folder
+                _settle(file.parent)
         except BaseException:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+def _settle(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def sealed(said: Mapping[str, Any]) -> str:
+    """Return values by name as JSON that holds, as "sha256", the checksum of all the others.
+
+    Args:
+        said: what JSON knows, by name.
+
+    Returns:
+        The JSON, indented.
+
+    Example:
+        >>> unsealed(sealed({"epochs": 3}).replace("3", "4", 1)) is None
+        True
+    """
+    return json.dumps({**said, "sha256": _seal(said)}, indent=1)
+
+
+def unsealed(text: str) -> dict[str, Any] | None:
+    """Return what was sealed, or None where it is not as it was written.
+
+    Args:
+        text: what `sealed` returned.
+    """
+    try:
+        said = json.loads(text)
+        seal = said.pop("sha256")
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
+        return None
+    return said if seal == _seal(said) else None
+
+
+def _seal(said: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

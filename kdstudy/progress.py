@@ -11,6 +11,7 @@ import torch
 
 from kdstudy.data import Dataset
 from kdstudy.display import Display
+from kdstudy.display import seconds_text as seconds_text
 from kdstudy.engines import side_by_side
 from kdstudy.method import Hard
 from kdstudy.runs import Run
@@ -68,21 +69,6 @@ def _rate(run: Run, data: Dataset) -> float:
         return 0.0
 
 
-def seconds_text(seconds: float) -> str:
-    """Return a duration as people say it.
-
-    Example:
-        >>> seconds_text(42), seconds_text(200), seconds_text(5400)
-        ('42 s', '3 min 20 s', '1 h 30 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 class Progress:
     """Shows a study at work: a bar to people, one line an epoch to logs.
 
@@ -111,11 +97,16 @@ class Progress:
             self._failed(line)
 
     def epoch(self, run: Run, record: Mapping[str, Any]) -> None:
-        """Show a finished epoch."""
+        """Show a finished epoch, and how long the run takes at this rate."""
         epoch, epochs = record["epoch"] + 1, run.recipe.last_epoch
         self.share[run.key] = epoch / epochs
+        left = f", about {seconds_text((epochs - epoch) * record['seconds'])} left" if epoch < epochs else ""
         accuracy = f"validation accuracy {record['validation_accuracy']:.1%}"
-        self._show(f"{run.label}: epoch {epoch}/{epochs}, {accuracy}")
+        self._show(f"{run.label}: epoch {epoch}/{epochs}{left}, {accuracy}")
+
+    def waits(self, run: Run) -> None:
+        """Show that another process trains a run that nothing else is left to do beside."""
+        self._show(f"{run.label}: another process trains it, waiting")
 
     def ended(self, run: Run, error: str | None) -> None:
         """Show that a run has ended, well or not."""

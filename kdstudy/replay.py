@@ -253,8 +253,14 @@ def weights_digest(net: nn.Module) -> str:
     for name, value in net.state_dict().items():
         seen.update(name.encode())
         if isinstance(value, Tensor):
-            seen.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            seen.update(raw_bytes(value))
     return seen.hexdigest()[:12]
+
+
+def raw_bytes(value: Tensor) -> memoryview:
+    """Return a tensor's values as bytes, in the order of its indices."""
+    raw: memoryview = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    return raw
 
 
 def _held(logits: Tensor, kind: torch.dtype) -> Tensor:

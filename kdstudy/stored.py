@@ -16,15 +16,22 @@ import filelock
 import pandas as pd
 
 from kdstudy.errors import KDStudyError
-from kdstudy.places import runs_root
+from kdstudy.places import checksum, runs_root, unsealed
 from kdstudy.specs import data_label, epochs_of, is_spec, key_of, net_label, params_of, recipe_of, words
 
 KEY = re.compile(r"[0-9a-f]{20}")
-FORMAT = 1  # raised when what lies in a run's folder changes so that an older kdstudy would misread it
+FORMAT = 2  # raised when what lies in a run's folder changes so that an older kdstudy would misread it
+RESULT = "result.json"  # marks completion
 WRITTEN = ("spec.json", "history.jsonl", "predictions.safetensors", "weights.safetensors")
-FILES = (*WRITTEN, "result.json")  # the last one marks completion
+FILES = (*WRITTEN, RESULT)
+CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"  # of a run in training
+ASIDE = "aside"  # the folder of what was found damaged
 FIRST = ["run", "net", "data", "method", "params", "teacher", "seed", "epochs", "batch", "learning_rate"]
 LAST = ["finished", "device", "precision", "kdstudy"]
+
+
+class DamagedError(KDStudyError):
+    """What is stored of a run is not what was written."""
 
 
 @contextmanager
@@ -109,17 +116,59 @@ def read(folder: Path) -> Stored:
     """Read what the folder of a run says of it.
 
     Raises:
-        KDStudyError: if it cannot be read, is of a newer format, or is another run's.
+        DamagedError: if it is not as it was written.
+        KDStudyError: if it is of a newer format, or is another run's.
     """
+    result = _result(folder / RESULT) if (folder / RESULT).exists() else {}
+    digests = result.get("files", {})
+    if "spec.json" in digests:
+        intact(folder / "spec.json", digests)
     spec = _json(folder / "spec.json")
     if not is_spec(spec) or key_of(spec) != folder.name:
-        raise KDStudyError(f"{folder}: spec.json is not the specification of this run")
-    result: Any = _json(folder / "result.json") if (folder / "result.json").exists() else {}
-    parts = [result.get(name, {}) for name in ("metrics", "provenance", "files")] if isinstance(result, dict) else []
-    if not parts or not all(isinstance(part, dict) for part in parts):
-        raise KDStudyError(f"{folder}: result.json is not a result")
-    check_format(str(folder / "result.json"), result.get("format", FORMAT), FORMAT)
+        raise DamagedError(f"{folder}: spec.json is not the specification of this run")
     return Stored(folder, spec, result)
+
+
+def _result(file: Path) -> dict[str, Any]:
+    """Return what a result says; those of format 1 have no checksum of their own."""
+    said: Any = _json(file)
+    parts = ("metrics", "provenance", "files")
+    if not isinstance(said, dict) or not all(isinstance(said.setdefault(part, {}), dict) for part in parts):
+        raise DamagedError(f"{file.parent}: {RESULT} is not a result")
+    if said.get("format", 1) == 1 and "sha256" not in said:
+        return said
+    whole = unsealed(file.read_text(encoding="utf-8"))
+    if whole is None:
+        raise DamagedError(f"{file} is damaged: its checksum is another")
+    check_format(str(file), whole.get("format"), FORMAT)
+    return whole
+
+
+def intact(file: Path, digests: Mapping[str, Any]) -> Path:
+    """Return a file of a finished run if it is as it was written.
+
+    Args:
+        file: the file.
+        digests: the checksums of the run's files by name, as its result says them.
+
+    Raises:
+        DamagedError: if it is missing, or has another checksum, naming it.
+    """
+    if not file.is_file():
+        raise DamagedError(f"{file} is missing")
+    if digests.get(file.name, "") != checksum(file):
+        raise DamagedError(f"{file} is damaged: its checksum is another")
+    return file
+
+
+def how_far(folder: Path) -> dict[str, Any]:
+    """Return what a run in training last said of itself: how far it is, where, or why it ended; {} if nothing."""
+    try:
+        said = unsealed((folder / PROGRESS).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError):
+        return {}
+    kinds = {"epoch": int, "epochs": int, "share": float, "host": str, "process": int, "device": str}
+    return said if all(isinstance(said.get(name), kind) for name, kind in kinds.items()) else {}
 
 
 def check_format(what: str, said: object, known: int) -> None:
@@ -134,9 +183,11 @@ def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
-        raise KDStudyError(f"{file} is missing") from None
+        raise DamagedError(f"{file} is missing") from None
+    except IsADirectoryError:
+        raise DamagedError(f"{file} is damaged: it is a folder") from None
     except (ValueError, RecursionError):
-        raise KDStudyError(f"{file} is damaged: it is not JSON") from None
+        raise DamagedError(f"{file} is damaged: it is not JSON") from None
 
 
 def _refuse(constant: str) -> None:

@@ -91,7 +91,8 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
 
     Says beforehand how many runs there are and about how long they take, from rates measured here. A run
     that fails does not stop the others; those it was to teach fail with it. Whether each can be trained is
-    checked before any is.
+    checked before any is. Interrupted or killed at any moment, the same call goes on where it stopped; several
+    processes that ask for the same runs share the work.
 
     Args:
         runs: the runs; their teachers are trained too, but have no rows unless they are listed.
@@ -125,8 +126,10 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
         for event in events:
             if event.record is not None:
                 show.epoch(event.run, event.record)
-                continue
-            show.ended(event.run, event.error)
+            elif event.waits:
+                show.waits(event.run)
+            else:
+                show.ended(event.run, event.error)
             if event.error is not None:
                 failed[event.run.key] = event.error
     show.close()

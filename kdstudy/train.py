@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from kdstudy import metrics
 from kdstudy.data import Dataset
+from kdstudy.epoch import Epoch, restored
 from kdstudy.errors import KDStudyError
 from kdstudy.method import Hard, Method, Nets, Outputs, Step, evaluating, outputs
 from kdstudy.recipe import Recipe, default_device, derive_seed, find_device, seeded
@@ -49,7 +51,7 @@ def predict(net: nn.Module, images: Tensor, data: Dataset, precision: Precision)
 
 
 class Training:
-    """A training in progress: everything that changes, epoch by epoch.
+    """A training in progress: everything that changes, step by step.
 
     Args:
         student: the network to be trained, with its initial weights.
@@ -69,6 +71,8 @@ class Training:
         history: one record an epoch.
         predictions: the class predicted for each training image in each epoch, on its view, −1 for those
             that sat it out; int16, one row (N,) an epoch.
+        part: the epoch under way, if there is one.
+        pause: called after each step and each epoch, where the training can be put down.
 
     Raises:
         KDStudyError: if the method needs a teacher and there is none, or the other way round, or if
@@ -112,6 +116,9 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self.predictions: list[Tensor] = []
         self.best: tuple[int, dict[str, Tensor]] = (0, {})
+        self.part: Epoch | None = None
+        self.pause: Callable[[], None] = lambda: None
+        self._settled, self._buffers = True, dict[str, Tensor]()
 
     @cached_property
     def look(self) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -128,35 +135,56 @@ class Training:
         """Whether the last epoch has been trained."""
         return self.epoch >= self.recipe.last_epoch
 
-    def epochs(self) -> Iterator[dict[str, Any]]:
-        """Train the epochs that are left and yield the record of each as soon as it is done."""
-        while not self.finished:
-            started = time.perf_counter()
-            with seeded(self.seed, "epoch", self.epoch):
-                record = self.train_epoch()
-            self.history.append(record | self._validate())
-            self.history[-1]["seconds"] = time.perf_counter() - started
-            yield self.history[-1]
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """How many epochs have been trained, how many steps of the next one, and how many an epoch has."""
+        return self.epoch, self.part.done if self.part else 0, max(1, len(self.data.train) // self.recipe.batch)
 
-    def train_epoch(self) -> dict[str, Any]:
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """Train what is left and yield the record of each epoch as soon as it is done.
+
+        Raises:
+            KDStudyError: if training diverges, or was interrupted: a new one goes on from its state.
+        """
+        if self.part is not None and not self.part.random:
+            raise KDStudyError("this training was interrupted in the middle of an epoch: make it anew, from its state")
+        while not self.finished:
+            with seeded(self.seed, "epoch", self.epoch):
+                record = self.train_epoch(self.part)
+            assert self.part is not None
+            record |= self._validate() | {"seconds": self.part.seconds}
+            self._settled = False
+            self.predictions.append(self.part.predicted.cpu())
+            self.history.append(record)
+            self.part = None
+            self._settled = True
+            self.pause()
+            yield record
+
+    def train_epoch(self, part: Epoch | None = None) -> dict[str, Any]:
         """Train one epoch: what a step does, from top to bottom.
+
+        Args:
+            part: the epoch as far as it is trained; None begins it.
 
         Returns:
             The record: epoch, learning rate, training accuracy on the views (of mixed ones, by each image's own
             label), mean of each loss term.
 
         Raises:
-            KDStudyError: if there is no term, or one is not finite, naming the epoch, the step and the term.
+            KDStudyError: if there is no term, if one is not finite, naming the epoch, the step and the term, or
+                if the loss is far above what it began with.
         """
         self.student.train()
         self.method.train()
-        recipe, data, epoch = self.recipe, self.data, self.epoch
-        predicted = torch.full((len(data.train),), -1, dtype=torch.int16, device=self.device)
-        log: list[dict[str, Tensor]] = []
+        part = self.part = part or self._begin()
+        part.draw_on()
+        data, epoch = self.data, self.epoch
         order = self.order(epoch)
-        for i, rows in enumerate(order):
-            progress = (epoch + i / len(order)) / recipe.epochs
-            self.optimizer.param_groups[0]["lr"] = recipe.learning_rate * recipe.schedule(progress)
+        for i in range(part.done, len(order)):
+            self._settled, rows = False, order[i]
+            progress, rate = self._schedule(i, len(order))
+            self.optimizer.param_groups[0]["lr"] = rate
             self.optimizer.zero_grad()
             x, y = data.view(rows, epoch), data.train.labels[rows]
             step = Step(
@@ -173,16 +201,39 @@ class Training:
                 loss = torch.stack(list(terms.values())).sum()
             loss.backward()
             self.optimizer.step()
-            predicted[rows] = step.student["logits"].argmax(1).to(torch.int16)
-            log.append({name: value.detach() for name, value in terms.items()})
-        self.predictions.append(predicted.cpu())
-        seen = predicted >= 0
+            part.predicted[rows] = step.student["logits"].argmax(1).to(torch.int16)
+            part.log.append({name: value.detach() for name, value in terms.items()})
+            self._settled = True
+            self.pause()
+        seen = part.predicted >= 0
         return {
             "epoch": epoch,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "train_accuracy": (predicted == data.train.labels)[seen].float().mean().item(),
-            **_means(log, epoch),
+            "learning_rate": self._schedule(len(order) - 1, len(order))[1],
+            "train_accuracy": (part.predicted == data.train.labels)[seen].float().mean().item(),
+            **self.check(),
         }
+
+    def _schedule(self, step: int, steps: int) -> tuple[float, float]:
+        """Return how much of the schedule has passed before a step of the epoch under way, and the learning rate."""
+        progress = (self.epoch + step / steps) / self.recipe.epochs
+        return progress, self.recipe.learning_rate * self.recipe.schedule(progress)
+
+    def check(self) -> dict[str, float]:
+        """Return the mean of each loss term over the steps of the epoch under way.
+
+        Raises:
+            KDStudyError: if one is not finite, or if the loss is far above what it began with.
+        """
+        if self.part is None:
+            return {}
+        first = [sum(v for k, v in record.items() if k.startswith("loss_")) for record in self.history[:1]]
+        return self.part.means(math.log(self.data.num_classes), first[0] if first else None)
+
+    def _begin(self) -> Epoch:
+        """Return the next epoch before its first step, and remember the buffers, which change within a step."""
+        parts = {"student": self.student, "method": self.method, "net": self.net}
+        self._buffers = {f"{name}/{k}": b.clone() for name, part in parts.items() for k, b in part.named_buffers()}
+        return Epoch(self.epoch, torch.full((len(self.data.train),), -1, dtype=torch.int16, device=self.device))
 
     def order(self, epoch: int) -> Sequence[Tensor]:
         """Return the batches of an epoch, as rows of the training set, from the run's seed alone."""
@@ -194,7 +245,8 @@ class Training:
     def teach(self, x: Tensor, rows: Tensor, epoch: int) -> dict[str, Tensor]:
         """Return what the teachers say of a batch: replayed logits, or the taps that are needed of live ones."""
         if self.replays:
-            said = [{"logits": recorder.logits(epoch)[rows].float()} for recorder in self.recorders]
+            with self._as_before():
+                said = [{"logits": recorder.logits(epoch)[rows].float()} for recorder in self.recorders]
         else:
             said = [self._live(teacher, x) for teacher in self.teachers]
         if len(said) == 1:
@@ -216,26 +268,40 @@ class Training:
             self.best = self.epoch, {k: v.detach().clone() for k, v in self.net.state_dict().items()}
         return {"validation_accuracy": accuracy, "validation_nll": metrics.nll(logits, labels)}
 
-    def state(self) -> dict[str, Tensor]:
-        """Return copies of all tensors that a later process needs: networks, optimizer, best weights."""
+    @contextmanager
+    def _as_before(self) -> Iterator[None]:
+        """Let what takes long in an epoch's first step be interrupted: only buffers have changed, and are known."""
+        self._settled = self.part is not None and not self.part.done
+        yield
+        self._settled = False
+
+    def state(self) -> dict[str, Tensor] | None:
+        """Return copies of all tensors that a later process needs, as the last step left them.
+
+        Returns:
+            By name those of the networks, the optimizer, the best weights and the epoch under way; None in the
+            middle of a step.
+        """
+        if not self._settled:
+            return None
         parts: dict[str, dict[str, Any]] = {
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
             "net": self.net.state_dict() if self.net is not self.student else {},
             "best": self.best[1],
             "predictions": {f"{i:05d}": p for i, p in enumerate(self.predictions)},
+            "part": self.part.state() if self.part and self.part.done else {},
         }
         for number, slots in self.optimizer.state_dict()["state"].items():
             parts[f"optimizer/{number}"] = slots
-        return {
-            f"{part}/{name}": value.detach().clone(memory_format=torch.contiguous_format)
-            for part, values in parts.items()
-            for name, value in values.items()
-            if isinstance(value, Tensor)
-        }
+        now = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        if self.part is not None and not self.part.done:
+            now |= {name: value for name, value in self._buffers.items() if name in now}
+        alike = torch.contiguous_format
+        return {k: v.detach().clone(memory_format=alike) for k, v in now.items() if isinstance(v, Tensor)}
 
     def load(self, tensors: dict[str, Tensor], history: list[dict[str, Any]], best_epoch: int) -> None:
-        """Go on from a state: random streams need none, since each epoch's begin anew from the seed."""
+        """Go on from a state; between epochs random streams need none, since each epoch's begin anew from the seed."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             size = len(prefix) + 1
@@ -253,6 +319,7 @@ class Training:
         self.history = history
         self.predictions = [row for _, row in sorted(part("predictions").items())]  # a file has no order
         self.best = best_epoch, {k: v.to(self.device) for k, v in part("best").items()}
+        self.part = restored(self.epoch, part("part"), self.device) if part("part") else None
 
 
 def _optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.SGD:
@@ -315,26 +382,6 @@ def _scalars(terms: dict[str, Tensor], epoch: int, step: int) -> dict[str, Tenso
         if term.dim():
             raise KDStudyError(f"the loss term {name!r} has the shape {tuple(term.shape)}, must be a scalar")
     return terms
-
-
-def _means(log: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
-    """Return the mean of each term over the steps that have it; refuse the first that is not finite."""
-    means: dict[str, float] = {}
-    broken: list[tuple[int, str, float]] = []
-    for name in sorted({name for terms in log for name in terms}):
-        at = [i for i, terms in enumerate(log) if name in terms]
-        values = torch.stack([log[i][name] for i in at]).float().cpu()
-        means[f"loss_{name}"] = values.mean().item()
-        wrong = (~values.isfinite()).nonzero().flatten().tolist()
-        broken += [(at[i], name, values[i].item()) for i in wrong[:1]]
-    if broken:
-        step, name, value = min(broken)
-        if not epoch and not step:
-            raise KDStudyError(f"the term {name!r} is {value} at the very first step: look at what it computes")
-        raise KDStudyError(
-            f"training diverged in epoch {epoch}, step {step}: the term {name!r} is {value}; try a lower learning rate"
-        )
-    return means
 
 
 def train(

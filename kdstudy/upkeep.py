@@ -18,7 +18,7 @@ from kdstudy.places import checksum, runs_root
 from kdstudy.recordings import FOLDER, in_use
 from kdstudy.replay import read_epoch
 from kdstudy.specs import depends_on, epochs_of, key_of, label
-from kdstudy.stored import FILES, KEY, Stored, busy, find_key, folders, reaching, read, size
+from kdstudy.stored import CHECKPOINT, FILES, KEY, PROGRESS, Stored, busy, find_key, folders, reaching, read, size
 
 Kind = Literal["recordings", "unfinished", "stale"]
 WORDS: dict[Kind, str] = {
@@ -27,7 +27,6 @@ WORDS: dict[Kind, str] = {
     "stale": "partial files and locks left behind",
 }
 IMPORT = "import"  # the name of the lock that an import holds, and of the folder it unpacks into
-CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,9 +192,10 @@ def leftovers(root: Path | None = None) -> list[Leftover]:
 
 
 def _stale_files(root: Path) -> list[Path]:
-    """Return what a killed process leaves in runs' folders: partial files, and a finished run's checkpoint."""
+    """Return what a killed process leaves in runs' folders: partial files, and what a finished run needs no more."""
     partial = [file for folder in folders(root) for file in sorted(folder.glob("*.partial"))]
-    return partial + [file for folder in folders(root, True) for file in folder.glob(CHECKPOINT)]
+    over = [folder / name for folder in folders(root, True) for name in (CHECKPOINT, PROGRESS)]
+    return partial + [file for file in over if file.exists()]
 
 
 def prune(

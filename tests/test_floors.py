@@ -25,9 +25,9 @@ FLOORS = """
         data.decode data.cache data.folder data.vision data.value data
     | method
     | methods.* methods
-    | replay recipe train
-    | networks specs stored recordings store listing upkeep bundle runs engines progress account study
-    | claims published plots notebooks grid report collected
+    | replay recipe epoch train
+    | networks specs stored recordings checkpoint finish store listing upkeep bundle runs engines progress account study
+    | pages claims published plots notebooks grid saving executing report collected
         bench.timing bench.textbook bench.torchdistill bench.steps
         bench.setting bench.growing bench.agreeing bench.studying bench.starting bench.whole bench.kept bench
     | __init__ running cli __main__

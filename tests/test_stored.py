@@ -23,6 +23,7 @@ from kdstudy.errors import KDStudyError
 from kdstudy.memory import size_text
 from kdstudy.method import METHODS
 from kdstudy.networks import Pretrained
+from kdstudy.places import sealed, unsealed
 from kdstudy.specs import canonical
 from kdstudy.store import Store
 
@@ -116,9 +117,9 @@ def test_every_finished_run_is_a_row(root):
 def test_the_order_is_that_of_finishing(root):
     for run, finished in ((PLAIN, "2001"), (STUDENT, "2003"), (TEACHER, "2002")):
         file = root / run.key / "result.json"
-        result = json.loads(file.read_text())
+        result = unsealed(file.read_text())
         result["provenance"]["finished"] = finished
-        file.write_text(json.dumps(result))
+        file.write_text(sealed(result))
     assert stored.table()["run"].tolist() == [PLAIN.key, TEACHER.key, STUDENT.key]
 
 
@@ -275,7 +276,9 @@ def test_unfinished_runs_are_listed_with_their_state(root):
     with filelock.FileLock(root / f"{going.key}.lock"):
         table = listing.unfinished().set_index("run")
         lines = call("ls", "--unfinished").stdout.splitlines()
+        (training,) = listing.in_training()
     assert table["state"].to_dict() == {stopped.key: "stopped, with a checkpoint", going.key: "in training"}
+    assert training == f"{going.key[:8]}  {going.label}, in training"
     assert len(lines) == 4
     assert lines[-1].endswith("; 2 unfinished")
 
@@ -351,24 +354,24 @@ def test_a_damaged_result_is_found(root, content):
 
 def test_a_result_of_a_newer_format_is_not_believed(root):
     file = root / STUDENT.key / "result.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
+    file.write_text(sealed(unsealed(file.read_text()) | {"format": 3}))
     result = call("verify", STUDENT.key)
     assert result.exit_code == 1
-    assert "is of format 2" in result.stdout
+    assert "is of format 3" in result.stdout
 
 
 def resealed(root, run, **files):
     """Give a run other files, and the checksums of these."""
     folder = root / run.key
-    result = json.loads((folder / "result.json").read_text())
+    result = unsealed((folder / "result.json").read_text())
     for name, content in files.items():
         file = next(folder.glob(f"{name}.*"))
         if isinstance(content, dict):
             save_file(content, file)
         else:
             file.write_text(content)
-        result.setdefault("files", {})[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    (folder / "result.json").write_text(json.dumps(result))
+        result["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / "result.json").write_text(sealed(result))
 
 
 @pytest.mark.parametrize(
@@ -419,6 +422,8 @@ def test_an_absent_teacher_is_named(root):
 
 def test_another_runs_specification_is_found(root):
     shutil.copy(root / PLAIN.key / "spec.json", root / TEACHER.key / "spec.json")
+    assert f"{TEACHER.key}/spec.json is damaged" in call("verify").stdout
+    resealed(root, TEACHER, spec=canonical(PLAIN.spec()))
     assert "is not the specification of this run" in call("verify").stdout
 
 
@@ -625,7 +630,7 @@ def rewritten(file, change):
         archive.writestr("bundle.json", json.dumps(said))
 
 
-def sealed(entries, said):
+def rehashed(entries, said):
     said["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in entries.items()}
 
 
@@ -644,27 +649,27 @@ def foreign_metrics(entries, said):
 
 def foreign_weights(entries, said):
     entries[f"{TEACHER.key}/weights.safetensors"] = b"other"
-    sealed(entries, said)
+    rehashed(entries, said)
 
 
 def another_spec(entries, said):
     entries[f"{TEACHER.key}/spec.json"] = canonical(PLAIN.spec()).encode()
-    sealed(entries, said)
+    rehashed(entries, said)
 
 
 def upwards(entries, said):
     entries["../escaped.json"] = b"{}"
-    sealed(entries, said)
+    rehashed(entries, said)
 
 
 def absolute(entries, said):
     entries["/tmp/escaped.json"] = b"{}"
-    sealed(entries, said)
+    rehashed(entries, said)
 
 
 def extra(entries, said):
     entries[f"{TEACHER.key}/checkpoint.safetensors"] = b"{}"
-    sealed(entries, said)
+    rehashed(entries, said)
 
 
 def unnamed(entries, said):
@@ -673,14 +678,14 @@ def unnamed(entries, said):
 
 def lacking(entries, said):
     del entries[f"{TEACHER.key}/history.jsonl"]
-    sealed(entries, said)
+    rehashed(entries, said)
 
 
 def without_teacher(entries, said):
     for name in NAMES:
         del entries[f"{TEACHER.key}/{name}"]
     said["runs"].remove(TEACHER.key)
-    sealed(entries, said)
+    rehashed(entries, said)
 
 
 def twice(entries, said):
@@ -689,8 +694,8 @@ def twice(entries, said):
 
 def newer_result(entries, said):
     name = f"{TEACHER.key}/result.json"
-    entries[name] = json.dumps(json.loads(entries[name]) | {"format": 7}).encode()
-    sealed(entries, said)
+    entries[name] = sealed(unsealed(entries[name]) | {"format": 7}).encode()
+    rehashed(entries, said)
 
 
 @pytest.mark.parametrize(
@@ -700,7 +705,7 @@ def newer_result(entries, said):
         (foreign_content, "is damaged"),
         (foreign_metrics, "is damaged"),
         (foreign_weights, "weights.safetensors"),
-        (another_spec, "is not the specification of this run"),
+        (another_spec, "spec.json is damaged"),
         (upwards, "'../escaped.json' is not a file of a run"),
         (absolute, "'/tmp/escaped.json' is not a file of a run"),
         (extra, "checkpoint.safetensors' is not a file of a run"),

@@ -465,7 +465,7 @@ def test_one_line_an_epoch_after_the_plan(log, capsys, own_methods):
     patterns = [
         rf"4 runs: 1 in the store, 3 to train, about {time}",
         rf"1/3 runs, about {time} left; {re.escape(TEACHER.label)}: epoch 1/1, {accuracy}",
-        rf"1/3 runs, about {time} left; {re.escape(student.label)}: epoch 1/2, {accuracy}",
+        rf"1/3 runs, about {time} left; {re.escape(student.label)}: epoch 1/2, about {time} left, {accuracy}",
         rf"2/3 runs, about {time} left; {re.escape(student.label)}: epoch 2/2, {accuracy}",
         rf"3/3 runs, about {time} left; .* breaks seed 0 failed: ZeroDivisionError: it was bound to happen .*",
         rf"4 runs: 1 in the store, 3 to train; 2 trained in {time}; 1 failed, first: .* breaks seed 0 failed: .*",

@@ -12,7 +12,8 @@ import torch
 from click.testing import CliRunner
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdstudy import (
@@ -25,6 +26,7 @@ from kdstudy import (
     Recipe,
     Run,
     Store,
+    checkpoint,
     cli,
     conclude,
     nets,
@@ -32,6 +34,7 @@ from kdstudy import (
     study,
 )
 from kdstudy.errors import KDStudyError
+from kdstudy.places import sealed, unsealed
 from kdstudy.upkeep import verify
 
 RECIPE = Recipe(epochs=1, batch=50)
@@ -132,19 +135,23 @@ def test_a_place_that_cannot_be_written_is_named(variable, tmp_path, monkeypatch
 
 def test_a_store_of_a_newer_version_is_left_alone():
     folder = GOOD.result().folder
-    result = json.loads((folder / "result.json").read_text()) | {"format": 99}
-    (folder / "result.json").write_text(json.dumps(result))
+    result = unsealed((folder / "result.json").read_text()) | {"format": 99}
+    (folder / "result.json").write_text(sealed(result))
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(KDStudyError, match=r"is of format 99, this kdstudy reads up to 1: .* upgrade"):
+    with pytest.raises(KDStudyError, match=r"is of format 99, this kdstudy reads up to 2: .* upgrade"):
         study([GOOD])
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_a_half_trained_run_of_other_shapes_is_named():
-    folder = Store().folder(GOOD)
-    folder.mkdir(parents=True)
-    held = {"student/stem.0.weight": torch.zeros(4, 1, 3, 3)}
-    save_file(held, folder / "checkpoint.safetensors", metadata={"history": "[]", "best_epoch": "0"})
+    epochs = Store().epochs(GOOD)
+    next(epochs)
+    epochs.close()
+    file = Store().folder(GOOD) / "checkpoint.safetensors"
+    with safe_open(file, "pt") as opened:
+        said = opened.metadata()
+    held = load_file(file) | {"student/stem.0.weight": torch.zeros(4, 1, 3, 3)}
+    save_file(held, file, metadata=said | {"sha256": checkpoint._digest(held, said)})
     with pytest.raises(
         KDStudyError, match=r"student/stem\.0\.weight is \(4, 1, 3, 3\) in it, \(16, 1, 3, 3\) in the run"
     ):
