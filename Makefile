@@ -1,17 +1,19 @@
 # The few verbs of the project. Every target sets up .venv by itself when that is needed, and only then.
 #
 #   PYTHON=...   the Python to set up with (3.11, 3.12 or 3.13); without it, the newest one that runs
-#   ARGS=...     more arguments for study, studies, test, lab and bench: make study ARGS="--scale smoke"
+#   ARGS=...     more arguments for study, studies, test, torture, lab and bench: make study ARGS="--scale smoke"
+#   ROUNDS=...   how many rounds of torture; 200 take about half an hour on two cores
 
 PYTHONS = python3.13 python3.12 python3.11 python3
 READY = .venv/.ready
+ROUNDS = 200
 
 # The environment holds what the lock says, whatever the shell that calls make has set.
 unexport PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX
 export PIP_USER = 0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help env study studies test lab check format bench notebooks lock clean
+.PHONY: help env study studies test torture lab check format bench notebooks lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' Makefile
@@ -26,6 +28,9 @@ studies: $(READY) ## run every study
 
 test: $(READY) ## run all tests
 	@.venv/bin/python -m pytest $(ARGS)
+
+torture: $(READY) ## kill, damage and starve ROUNDS runs, and look whether anything is lost
+	@.venv/bin/python tests/torture.py --rounds $(ROUNDS) $(ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks $(ARGS)

@@ -95,19 +95,19 @@ def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(partial)
-            _settle(partial)
+            _settle(partial, os.O_RDWR)  # as Windows demands
             os.replace(partial, file)
             with suppress(OSError):  # not every system can do that with a folder
-                _settle(file.parent)
+                _settle(file.parent, os.O_RDONLY)
         except BaseException:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
 
 
-def _settle(path: Path) -> None:
+def _settle(path: Path, access: int) -> None:
     """Wait until a file, or the names in a folder, have reached the disk."""
-    opened = os.open(path, os.O_RDONLY)
+    opened = os.open(path, access)
     try:
         os.fsync(opened)
     finally:

@@ -124,6 +124,12 @@ class Progress:
         self.display.show(f"{self.plan}{trained}{failed}", 1.0)
         self.display.close()
 
+    def interrupted(self) -> None:
+        """Show that somebody has ended it before its end, and that nothing is lost."""
+        ended = sum(share == 1.0 for share in self.share.values())
+        self.display.show(f"interrupted after {ended} of {len(self.share)} runs: the same call goes on from here", 1.0)
+        self.display.close()
+
     def _failed(self, line: str) -> None:
         self.failures.append(line)
         self._show(line)

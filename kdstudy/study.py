@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from kdstudy.account import tell
-from kdstudy.engines import execute, in_words, side_by_side, teacher_failed
+from kdstudy.engines import Event, execute, in_words, side_by_side, teacher_failed
 from kdstudy.errors import KDStudyError, unknown
 from kdstudy.method import METHODS
 from kdstudy.progress import Progress, estimate, seconds_text
@@ -122,21 +122,29 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
         raise _planned(len(ordered), missing, failed)
     refused = [f"{run.label} failed: {failed[run.key]}" for run in ordered if run.key in failed]
     show = Progress(len(ordered), missing, refused)
-    with closing(execute(missing, store)) as events:  # an interrupt is to leave neither lock nor worker behind
-        for event in events:
-            if event.record is not None:
-                show.epoch(event.run, event.record)
-            elif event.waits:
-                show.waits(event.run)
-            else:
-                show.ended(event.run, event.error)
-            if event.error is not None:
-                failed[event.run.key] = event.error
+    try:
+        with closing(execute(missing, store)) as events:  # an interrupt is to leave neither lock nor worker behind
+            for event in events:
+                _show(show, event)
+                if event.error is not None:
+                    failed[event.run.key] = event.error
+    except KeyboardInterrupt:
+        show.interrupted()
+        raise
     show.close()
     rows = [_row(run, store, failed) for run in runs]
     tell(rows=rows)
     table = pd.DataFrame(rows)
     return table.assign(**{name: math.nan for name in METRICS if rows and name not in table})
+
+
+def _show(show: Progress, event: Event) -> None:
+    if event.record is not None:
+        show.epoch(event.run, event.record)
+    elif event.waits:
+        show.waits(event.run)
+    else:
+        show.ended(event.run, event.error)
 
 
 def _listed(runs: Iterable[Run]) -> list[Run]:

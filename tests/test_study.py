@@ -144,13 +144,14 @@ def test_a_failed_run_is_tried_again(own_methods):
         Breaks.forward = raising
 
 
-def test_an_interrupt_leaves_no_lock_behind(monkeypatch):
+def test_an_interrupt_leaves_no_lock_behind(monkeypatch, capsys):
     def interrupted(self, run, record):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "epoch", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:  # which holds on to the frames, as IPython does
         study([PLAIN])
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted after 0 of 1 runs: the same call goes on from here"
     with filelock.FileLock(Store().root / f"{PLAIN.key}.lock").acquire(timeout=0):
         assert caught.traceback
 
