@@ -27,14 +27,15 @@ from kdstudy.stored import CHECKPOINT, PROGRESS, RESULT
 from kdstudy.train import Training
 
 TELL_SECONDS = 2.0  # how often a run in training says how far it is
+ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows lacks one
 
 
 class Keeper:
     """Keeps a training: what it was before goes on, what is done is kept, and a signal loses nothing.
 
-    Within the context, SIGINT and SIGTERM first write a checkpoint, in the middle of a step as soon as it is done,
-    and then do what they always do; a second one does that at once. Signals reach the main thread alone. An end of
-    the context by an error leaves a checkpoint too, if it can be written.
+    Within the context, SIGINT, SIGTERM and SIGHUP first write a checkpoint, in the middle of a step as soon as it is
+    done, and then do what they always do; a second one does that at once. Signals reach the main thread alone. An end
+    of the context by an error leaves a checkpoint too, if it can be written.
 
     Args:
         training: the training.
@@ -80,7 +81,7 @@ class Keeper:
         self.due = self.began + self.every
         self._tell()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDS:
                 before = signal.getsignal(number)
                 if before not in (None, signal.SIG_IGN):
                     self._before[number] = before

@@ -266,6 +266,7 @@ for number, event in enumerate(events):
     [
         (signal.SIGINT, "here", -signal.SIGINT),
         (signal.SIGTERM, "here", -signal.SIGTERM),
+        (signal.SIGHUP, "here", -signal.SIGHUP),
         (signal.SIGTERM, "workers", -signal.SIGTERM),
         (signal.SIGKILL, "workers", -signal.SIGKILL),
     ],
