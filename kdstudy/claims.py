@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kdstudy.errors import KDStudyError
+from kdstudy.pages import literal
 
 LEVEL = 0.05
 MIME = "application/vnd.kdstudy.claims+json"
@@ -220,14 +221,16 @@ class Verdicts:
         ]
 
     def sentence(self, number: int) -> str:
-        """Return a claim's outcome in words and numbers."""
+        """Return a claim's outcome in words and numbers, as Markdown."""
         claim = self.claims[number]
         scale, name = unit(claim.metric)
         numbers = "not measured"
         if claim.n > 1:
             effect, low, high = (scale * value for value in (claim.effect, claim.low, claim.high))
-            numbers = f"{effect:+.2f} {name}, 95 % interval {low:+.2f} to {high:+.2f}, p (Holm) {self.p[number]:.2g}"
-        return f"{claim.statement}: **{self[number]}** ({numbers}, n = {claim.n})"
+            numbers = (
+                f"{effect:+.2f} {literal(name)}, 95 % interval {low:+.2f} to {high:+.2f}, p (Holm) {self.p[number]:.2g}"
+            )
+        return f"{literal(claim.statement)}: **{self[number]}** ({numbers}, n = {claim.n})"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         said = self.records()
@@ -236,7 +239,8 @@ class Verdicts:
         rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in cells)
         top = "".join(f"<th>{name}</th>" for name in head)
         plain = "\n".join(" | ".join(row) for row in [head, *cells])
-        table = f"<table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>"
+        no_formulas = 'class="tex2jax_ignore mathjax_ignore"'
+        table = f"<table {no_formulas}><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>"
         return {"text/plain": plain, "text/html": table, MIME: said}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from kdstudy import notebooks as books
 from kdstudy.data import DATASETS
-from kdstudy.errors import KDStudyError, unknown
+from kdstudy.errors import KDStudyError, printable, unknown
 from kdstudy.method import METHODS
 from kdstudy.nets import NETWORKS
 from kdstudy.registry import Registry
@@ -27,6 +28,10 @@ class Group(click.Group):
             return super().invoke(ctx)
         except KDStudyError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who was to read the lines has gone
+                raise
+            raise click.ClickException(str(KDStudyError(error))) from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -135,11 +140,13 @@ def ls(net: str | None, method: str | None, data: str | None, unfinished: bool, 
     found = listing.unfinished() if unfinished else listing.finished()
     picked = listing.pick(found, net=net, method=method, data=data)
     if as_csv:
-        click.echo(picked.to_csv(index=False), nl=False)
+        click.echo(picked.to_csv(index=False).encode(errors="backslashreplace"), nl=False)
         return
     for line in listing.aligned(listing.compact(picked)) if len(picked) else []:
-        click.echo(line)
-    click.echo(listing.totals())
+        click.echo(printable(line))
+    for line in [] if unfinished else listing.in_training():
+        click.echo(printable(line))
+    click.echo(printable(listing.totals()))
 
 
 @runs.command()
@@ -148,7 +155,8 @@ def show(key: str) -> None:
     """Show all that is stored of the run whose KEY begins so."""
     from kdstudy import listing
 
-    click.echo(listing.describe(key))
+    for line in listing.describe(key).split("\n"):
+        click.echo(printable(line))
 
 
 @runs.command()
@@ -159,7 +167,7 @@ def verify(key: tuple[str, ...]) -> None:
 
     found = upkeep.verify(key)
     for line in found.problems:
-        click.echo(line)
+        click.echo(printable(line))
     recorded = f", {found.recordings} recorded epochs looked at" if found.recordings else ""
     click.echo(f"{found.sound} of {found.runs} finished runs are sound{recorded}")
     click.get_current_context().exit(1 if found.problems else 0)
@@ -175,7 +183,7 @@ def prune(recordings: bool, unfinished: bool, every: bool, yes: bool) -> None:
     from kdstudy import upkeep
 
     for line in upkeep.prune(recordings=recordings or every, unfinished=unfinished or every, really=yes):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 @runs.command(name="export")
@@ -198,4 +206,4 @@ def import_(file: Path) -> None:
     from kdstudy import bundle
 
     for line in bundle.import_(file).lines:
-        click.echo(line)
+        click.echo(printable(line))

@@ -24,13 +24,15 @@ def collect(folder: Path) -> list[str]:
 
     The parameters of a report come first, with its folder's name as `report`; a column of the runs or the
     claims that has the name of a parameter is called `run_NAME` or `claim_NAME`. Of a report that failed,
-    `table.csv` has the runs that it got to, and `claims.csv` its outcome and error.
+    `table.csv` has the runs that it got to, and `claims.csv` its outcome and error; of one that is running, or
+    was killed, `claims.csv` says so.
 
     Args:
         folder: a study's, with a folder for each report.
 
     Returns:
-        A line for each folder that holds no report, or one that cannot be read, which is left out.
+        A line for each folder that holds no report, or one that cannot be read, which is left out, and for
+        each whose study has not come to its end.
     """
     if not folder.is_dir():
         return []
@@ -52,6 +54,8 @@ def _read(place: Path, skipped: list[str]) -> tuple[Row, list[Row], list[Row]] |
         runs = _runs(place / "table.csv")
         ended = {"outcome": manifest["outcome"], "error": manifest["error"]}
         claims = [{**_flat(claim), **ended} for claim in manifest["claims"] or [{}]]
+        if manifest["outcome"] == "unfinished":
+            skipped.append(f"{place}: {manifest['error']}")
     except FileNotFoundError:
         skipped.append(f"skipped {place}: it has no manifest.json, so its report is not finished")
         return None

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdstudy.errors import KDStudyError, unknown
+from kdstudy.errors import KDStudyError, shown, unknown
 from kdstudy.notebooks import Parameter, parameters
 from kdstudy.study import SCALES
 
 T = TypeVar("T")
+_MOST = 100_000  # points of a grid
 
 
 def points(notebook: Path, given: Iterable[tuple[str, str]], grid: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -44,10 +46,12 @@ def points(notebook: Path, given: Iterable[tuple[str, str]], grid: Iterable[str]
             raise KDStudyError(f"parameter {name!r}: is given twice")
         values[name] = [known[name].parse(text) for text in texts]
         if twice := [value for i, value in enumerate(values[name]) if value in values[name][:i]]:
-            raise KDStudyError(f"{name} = {twice[0]!r}: stands twice in the grid")
+            raise KDStudyError(f"{name} = {shown(twice[0])}: stands twice in the grid")
     for scale in filter(None, values.get("scale", [])):
         if scale not in SCALES:
             raise unknown("scale", scale, SCALES)
+    if (many := math.prod(map(len, values.values()))) > _MOST:
+        raise KDStudyError(f"--grid: has {many} points, at most {_MOST} are allowed")
     combined = (dict(zip(values, point, strict=True)) for point in itertools.product(*values.values()))
     return [{name: point[name] for name in known if name in point} for point in combined]
 
@@ -58,9 +62,9 @@ def _several(text: str, known: Mapping[str, Parameter]) -> tuple[str, list[str]]
     listed = name in known and known[name].kind == "list"
     texts = [value.strip() for value in re.split(r",(?![^\[\]]*\])" if listed else ",", values)]
     if not name or not all(texts):
-        raise KDStudyError(f"--grid {text!r}: must be NAME=VALUE,VALUE,...")
+        raise KDStudyError(f"--grid {shown(text)}: must be NAME=VALUE,VALUE,...")
     if listed and not all(re.fullmatch(r"[^\[\]]+|\[[^\[\]]*\]", value) for value in texts):
-        raise KDStudyError(f"--grid {text!r}: a list must be [VALUE,VALUE,...]")
+        raise KDStudyError(f"--grid {shown(text)}: a list must be [VALUE,VALUE,...]")
     return name, texts
 
 
@@ -81,9 +85,9 @@ def shard(text: str, things: Sequence[T]) -> list[T]:
         >>> shard("2/3", "abcdef")
         ['b', 'e']
     """
-    said = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    said = re.fullmatch(r"(\d{1,18})/(\d{1,18})", text, re.ASCII)
     if not said or not 1 <= int(said[1]) <= int(said[2]):
-        raise KDStudyError(f"--shard {text!r}: must be K/N with 1 <= K <= N, such as 1/4")
+        raise KDStudyError(f"--shard {shown(text)}: must be K/N with 1 <= K <= N, such as 1/4")
     return list(things[int(said[1]) - 1 :: int(said[2])])
 
 
@@ -96,9 +100,9 @@ def folder_name(values: Mapping[str, Any]) -> str:
     """
     others = {name: str(value) for name, value in values.items() if name != "scale"}
     said = ",".join([scale_of(values), *(f"{name}={value}" for name, value in others.items())])
-    if len(said) <= 100 and all(re.fullmatch(r"[\w.+-]*", value) for value in others.values()):
+    if len(said.encode(errors="replace")) <= 100 and all(re.fullmatch(r"[\w.+-]*", value) for value in others.values()):
         return said
-    name = re.sub(r"[^\w=.,+-]+", "-", said)[:80]
+    name = re.sub(r"[^\w=.,+-]+", "-", said, flags=re.ASCII)[:80]
     return f"{name}-{hashlib.sha256(json.dumps(others).encode()).hexdigest()[:8]}"
 
 

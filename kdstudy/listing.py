@@ -127,7 +127,7 @@ def pick(table: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
     for name, pattern in wanted.items():
         if pattern is None:
             continue
-        found = table[name].str.partition(" (")[0]
+        found = [text.partition(" (")[0] for text in table[name]]
         table, known = (
             table[
                 [fnmatchcase(a, pattern) or fnmatchcase(b, pattern) for a, b in zip(found, table[name], strict=True)]
@@ -153,7 +153,7 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
             "seed": table["seed"],
             "epochs": table["epochs"],
             "test": table.get("test_accuracy"),
-            "finished": table["finished"].str[2:16].str.replace("T", " "),
+            "finished": table["finished"].astype(str).str[2:16].str.replace("T", " "),
             "state": table.get("state"),
         }
     )[["run", "net", "data", "method", "teacher", "seed", "epochs", *last]]

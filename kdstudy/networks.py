@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from kdstudy import nets
 from kdstudy.data import Dataset
-from kdstudy.errors import KDStudyError, check_number
+from kdstudy.errors import KDStudyError, check_number, check_plain, cut
 from kdstudy.nets import NETWORKS
 from kdstudy.places import checksum
 
@@ -32,6 +33,8 @@ class Net:
 
     def __init__(self, name: str, **args: Any) -> None:
         NETWORKS.check(name, args)
+        for key, value in args.items():
+            check_plain(f"network {name!r}: {key}", value)
         self.name = name
         self.args: Mapping[str, Any] = args
 
@@ -39,7 +42,7 @@ class Net:
         return isinstance(other, Net) and (self.name, self.args) == (other.name, other.args)
 
     def __hash__(self) -> int:
-        return hash((self.name, tuple(sorted(self.args.items()))))
+        return hash((self.name, tuple(sorted(self.args))))
 
     def __repr__(self) -> str:
         return f"Net({', '.join([repr(self.name), *(f'{k}={v!r}' for k, v in self.args.items())])})"
@@ -95,16 +98,21 @@ class Pretrained:
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
     ) -> None:
-        self.file = Path(file).expanduser().absolute()
+        if not isinstance(file, str | Path):
+            raise KDStudyError(f"file: is a {type(file).__name__}, must be a path")
+        self.file = Path(os.path.expanduser(file)).absolute()
         self.net = Net(net) if isinstance(net, str) else net
         if not isinstance(self.net, Net):
             raise KDStudyError(f"net: is a {type(net).__name__}, must be a Net or a network's name")
         if (mean is None) != (std is None):
             raise KDStudyError("mean and std: give both or neither")
         self.mean, self.std = _colour("mean", mean), _colour("std", std)
-        if not self.file.is_file():
-            raise KDStudyError(f"no file of weights at {self.file}")
-        self.digest = checksum(self.file)[:16]
+        if not os.path.isfile(self.file):
+            raise KDStudyError(f"no file of weights at {cut(self.file)}")
+        try:
+            self.digest = checksum(self.file)[:16]
+        except OSError as error:
+            raise KDStudyError(f"cannot read {self.file}: {error.strerror}") from None
 
     def __repr__(self) -> str:
         return f"Pretrained({self.file.name!r}, {self.net!r})"
@@ -137,7 +145,12 @@ def _colour(name: str, value: float | Sequence[float] | None) -> tuple[float, ..
     """Return a mean or a deviation as a value a channel."""
     if value is None:
         return None
-    values = tuple(value) if isinstance(value, Iterable) else (value,)
+    try:
+        values: tuple[Any, ...] = tuple(value)  # type: ignore[arg-type]
+    except TypeError:
+        values = (value,)
+    if not values:
+        raise KDStudyError(f"{name}: is empty, must be a value a channel")
     for each in values:
         check_number(f"{name} (of colours from 0 to 1)", each, low=0, high=1, above=name == "std")
     return tuple(map(float, values))

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdstudy.errors import KDStudyError, unknown
+from kdstudy.errors import KDStudyError, cut, shown, unknown
 from kdstudy.places import shipped
+
+_NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)  # the last two of what nests deeply
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Parameter:
         """
         if text == "None" and self.default is None:
             return None
+        if not _is_text(text):
+            raise KDStudyError(f"{self.name} = {shown(text)}: must be a text in UTF-8")
         if self.kind == "str":
             return text
         if self.kind == "bool" and text.lower() in ("true", "false"):
@@ -45,22 +52,32 @@ class Parameter:
         kinds = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(self.kind, ())
         if isinstance(value, kinds) and (self.kind == "bool" or not isinstance(value, bool)):
             return value
-        raise KDStudyError(f"{self.name} = {text!r}: must be of type {self.kind}")
+        raise KDStudyError(f"{self.name} = {shown(text)}: must be of type {self.kind}")
+
+
+def _is_text(text: str) -> bool:
+    """Return whether a file can hold a text: it has no lone surrogates, which stand for bytes that are not UTF-8."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _literal(text: str) -> Any:
-    """Return the value that a text spells, or the text itself where it spells none."""
+    """Return the finite number, the text, the bool or None that a text spells, or the text itself."""
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"):  # of an escape sequence that is none
+            value = ast.literal_eval(text)
+    except _NO_LITERAL:
         return text
+    if isinstance(value, str):
+        return value if _is_text(value) else text
+    finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return value if finite or value is None else text
 
 
 def notebooks_folder(folder: Path | None = None) -> Path:
     """Return the folder of the studies' notebooks: by default the project's, or else those of kdstudy's checkout."""
     found = folder or shipped("notebooks")
-    if not found.is_dir():
-        raise KDStudyError(f"no folder of notebooks at {found}: name one with --notebooks")
+    if not os.path.isdir(found):
+        raise KDStudyError(f"no folder of notebooks at {cut(found)}: name one with --notebooks")
     return found
 
 
@@ -89,10 +106,20 @@ def cells(notebook: Path) -> list[Any]:
     import nbformat  # takes a second, and training needs none of it
 
     try:
-        found: list[Any] = nbformat.read(notebook, 4).cells
-    except ValueError:
-        raise KDStudyError(f"{notebook}: is not a notebook") from None
+        with warnings.catch_warnings(action="ignore"):  # of cells without ids, as older editors write them
+            found: list[Any] = nbformat.read(notebook, 4).cells
+        good = all(isinstance(cell.source, str) and isinstance(_tags(cell), list) for cell in found)
+    except OSError as error:
+        raise KDStudyError(f"cannot read {notebook}: {error.strerror}") from None
+    except Exception:  # whatever JSON does to a reader of notebooks
+        good = False
+    if not good:
+        raise KDStudyError(f"{notebook}: is not a notebook")
     return found
+
+
+def _tags(cell: Any) -> Any:
+    return cell.metadata.get("tags", [])
 
 
 def title(notebook: Path) -> str:
@@ -111,8 +138,8 @@ def find_study(name: str, folder: Path | None = None) -> Path:
         KDStudyError: if there is none, with the nearest name.
     """
     if name.endswith(".ipynb"):
-        if not Path(name).is_file():
-            raise KDStudyError(f"no notebook at {name}")
+        if not os.path.isfile(name):
+            raise KDStudyError(f"no notebook at {cut(name)}")
         return Path(name)
     known = studies(folder)
     if name not in known:
@@ -126,12 +153,13 @@ def parameters(notebook: Path) -> dict[str, Parameter]:
     Raises:
         KDStudyError: if there is no such cell, or something else than a literal in it.
     """
-    tagged = [cell for cell in cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    tagged = [cell for cell in cells(notebook) if "parameters" in _tags(cell)]
     if len(tagged) != 1:
         raise KDStudyError(f"{notebook}: needs one cell tagged 'parameters', has {len(tagged)}")
     try:
-        found = [_parameter(node) for node in ast.parse(tagged[0].source).body]
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"):
+            found = [_parameter(node) for node in ast.parse(tagged[0].source).body]
+    except _NO_LITERAL:
         raise KDStudyError(f"{notebook}: the parameters cell may hold nothing but NAME: TYPE = LITERAL") from None
     return {parameter.name: parameter for parameter in found}
 

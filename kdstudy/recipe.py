@@ -11,11 +11,14 @@ from typing import Literal
 
 import torch
 
-from kdstudy.errors import KDStudyError, check_number, unknown
+from kdstudy.errors import KDStudyError, check_number, named_only, shown, unknown
 from kdstudy.replay import Precision, has_bfloat16
-from kdstudy.schedules import Schedule, steps
+from kdstudy.schedules import Schedule, schedule, steps
+
+_COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 
 
+@named_only
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained: stochastic gradient descent with momentum, and how long.
@@ -67,18 +70,19 @@ class Recipe:
         check_number("weight_decay", self.weight_decay, low=0)
         for name in ("nesterov", "live"):
             if not isinstance(getattr(self, name), bool):
-                raise KDStudyError(f"{name} = {getattr(self, name)!r}: must be True or False")
+                raise KDStudyError(f"{name} = {shown(getattr(self, name))}: must be True or False")
         if self.nesterov and not self.momentum:
             raise KDStudyError("nesterov = True: needs a momentum greater than 0")
         if self.stop is not None:
             check_number("stop", self.stop, low=1, high=self.epochs, whole=True)
         if not isinstance(self.schedule, Schedule):
-            raise KDStudyError(f"schedule = {self.schedule!r}: must be made by kdstudy.schedules")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise KDStudyError(f"precision = {self.precision!r}: must be 'auto', 'float32' or 'bfloat16'")
-        if self.compile not in ("off", "default", "reduce-overhead", "max-autotune"):
+            raise KDStudyError(f"schedule = {shown(self.schedule)}: must be made by kdstudy.schedules")
+        schedule(self.schedule.spec())
+        if not isinstance(self.precision, str) or self.precision not in ("auto", "float32", "bfloat16"):
+            raise KDStudyError(f"precision = {shown(self.precision)}: must be 'auto', 'float32' or 'bfloat16'")
+        if not isinstance(self.compile, str) or self.compile not in _COMPILE:
             allowed = "'off', 'default', 'reduce-overhead' or 'max-autotune'"
-            raise KDStudyError(f"compile = {self.compile!r}: must be {allowed}")
+            raise KDStudyError(f"compile = {shown(self.compile)}: must be {allowed}")
 
     @property
     def last_epoch(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from kdstudy.errors import KDStudyError, check_arguments, unknown
+from kdstudy.errors import KDStudyError, check_arguments, shown, unknown
 from kdstudy.source import origin, source_hash
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,6 +96,8 @@ class Registry(dict[str, Entry]):
 
     def check(self, name: str, args: Mapping[str, Any]) -> Entry:
         """Return the entry called `name` after checking that it takes `args`."""
+        if not isinstance(name, str):
+            raise KDStudyError(f"{self.kind} = {shown(name)}: must be a name")
         entry = self[name]
         check_arguments(f"{self.kind} {name!r}", entry.factory, args)
         return entry

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kdstudy import account
 from kdstudy.claims import MIME
 from kdstudy.errors import KDStudyError
+from kdstudy.executing import QUIET, TIMEOUTS, Executed, execute, one_line
+from kdstudy.executing import environment as environment  # here, too, for those who know the reports alone
 from kdstudy.grid import scale_of
-from kdstudy.notebooks import cells, source_digest, study_name
-from kdstudy.notebooks import parameters as parameters  # here, too, for those who know the reports alone
+from kdstudy.notebooks import parameters as parameters
+from kdstudy.notebooks import source_digest, study_name
 from kdstudy.notebooks import studies as studies
+from kdstudy.pages import to_html
 from kdstudy.places import write_atomically
-from kdstudy.study import SCALES, Planned
+from kdstudy.saving import begin, finish, save
+from kdstudy.study import SCALES as SCALES
+from kdstudy.study import Planned
 
-TIMEOUTS = dict(zip(SCALES, (600, 3600, 6 * 3600, 14 * 86400), strict=True))  # seconds a cell
-QUIET: dict[str, Any] = {"extra_arguments": ["--IPKernelApp.log_level=50"]}  # what a kernel logs of itself helps nobody
 PACKAGES = ("kdstudy", "torch", "torchvision", "numpy", "pandas", "scipy", "matplotlib", "papermill")
 
 
@@ -54,6 +53,8 @@ def conclude(table: pd.DataFrame) -> None:
 def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: float | None = None) -> dict[str, Any]:
     """Execute a study's notebook and write the executed notebook, an HTML report, its runs' table and a manifest.
 
+    The manifest is there from the start, with the outcome "unfinished": should the process be killed, it stays.
+
     Args:
         notebook: the study.
         values: its parameters, checked by `points`.
@@ -66,36 +67,59 @@ def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: 
 
     Raises:
         KDStudyError: if the report cannot be written there, or would replace the study.
+        KeyboardInterrupt: if it was interrupted; the report is written all the same.
     """
     check_place(notebook, out)
     out.mkdir(parents=True, exist_ok=True)
-    executed = out / notebook.name
-    for stale in (out / "manifest.json", executed, out / "report.html", out / "table.csv"):
-        stale.unlink(missing_ok=True)
-    started = time.time()
-    told, reason = _execute(notebook, values, executed, timeout)
-    error = _one_line(reason) if reason else ""
-    manifest = {
+    file, executed, started = out / "manifest.json", out / notebook.name, time.time()
+    manifest = _known(notebook, values, started)
+    begin(file, manifest, (executed, out / "report.html", out / "table.csv"))
+    try:
+        ended = execute(notebook, values, executed, timeout)
+        manifest |= {"error": ended.error, "runs": ended.runs, "claims": _claims(ended)}
+        manifest["error"] = "; ".join(filter(None, [ended.error, *_unwritten(out, executed, ended)]))
+        if isinstance(ended.stopped, KeyboardInterrupt):
+            raise ended.stopped
+    except BaseException as reason:
+        manifest["error"] = manifest["error"] or one_line(reason)
+        raise
+    finally:
+        manifest = finish(file, manifest | {"seconds": round(time.time() - started, 1)})
+    return manifest
+
+
+def _known(notebook: Path, values: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """Return the manifest of a study that starts."""
+    return {
         "study": study_name(notebook),
         "scale": scale_of(values),
         "parameters": {k: v for k, v in values.items() if k != "scale"},
-        "outcome": "failed" if error else "finished",
-        "error": error,
-        "seconds": round(time.time() - started, 1),
+        "outcome": "",
+        "error": "",
+        "seconds": None,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "runs": list(dict.fromkeys(key for line in told for key in line.get("runs", []))),
-        "claims": _claims(executed),
+        "runs": [],
+        "claims": [],
     }
+
+
+def _unwritten(out: Path, executed: Path, ended: Executed) -> Iterator[str]:
+    """Write a report's table and page; yield a line for each that cannot be written."""
+    if ended.rows:
+        try:
+            save(out / "table.csv", pd.DataFrame(ended.rows).to_csv(index=False))
+        except KDStudyError as error:
+            yield str(error)
     if executed.exists():
-        write_atomically(out / "report.html", lambda file: file.write_text(to_html(executed)))
-    rows = {row["run"]: row for line in told for row in line.get("rows", [])}
-    if rows:
-        write_atomically(out / "table.csv", lambda file: pd.DataFrame(rows.values()).to_csv(file, index=False))
-    write_atomically(out / "manifest.json", lambda file: file.write_text(json.dumps(manifest, indent=1)))
-    return manifest
+        try:
+            save(out / "report.html", to_html(executed))
+        except KDStudyError as error:
+            yield str(error)
+        except Exception as error:  # of nbconvert, whatever it is: the other files are there
+            yield f"cannot make {out / 'report.html'}: {one_line(error)}"
 
 
 def check_place(notebook: Path, out: Path) -> None:
@@ -126,69 +150,17 @@ def plan_study(notebook: Path, values: Mapping[str, Any], *, timeout: float | No
         is not in the store is estimated to take here, by its key; `workers`, the processes that would train
         them; and `error`, in one line, if the notebook failed or a run cannot be trained.
     """
-    told, reason = _execute(notebook, values, None, timeout, KDSTUDY_DRY_RUN="1")
-    plan = {"missing": {}, "workers": 0, "error": ""} | (told[-1] if told and "missing" in told[-1] else {})
-    if reason and getattr(reason, "ename", "") != Planned.__name__:
-        plan["error"] = _one_line(reason)
-    return plan | {"runs": list(dict.fromkeys(key for line in told for key in line.get("runs", [])))}
+    ended = execute(notebook, values, None, timeout, KDSTUDY_DRY_RUN="1")
+    if isinstance(ended.stopped, KeyboardInterrupt):
+        raise ended.stopped
+    last = ended.told[-1] if ended.told and "missing" in ended.told[-1] else {}
+    error = "" if getattr(ended.stopped, "ename", "") == Planned.__name__ else ended.error
+    return {"missing": {}, "workers": 0} | last | {"error": error, "runs": ended.runs}
 
 
-def _execute(
-    notebook: Path, values: Mapping[str, Any], executed: Path | None, timeout: float | None, **variables: str
-) -> tuple[list[dict[str, Any]], Exception | None]:
-    """Execute a notebook under some environment variables; return its account, and what stopped it."""
-    import papermill
-
-    scale, error = scale_of(values), None
-    with tempfile.TemporaryDirectory(prefix="kdstudy-") as folder:
-        with environment(KDSTUDY_ACCOUNT=f"{folder}/account", **variables):
-            try:
-                papermill.execute_notebook(
-                    notebook,
-                    executed,
-                    parameters={**values, "scale": scale},
-                    kernel_name="python3",
-                    progress_bar=False,
-                    **QUIET,
-                    execution_timeout=int(timeout or TIMEOUTS.get(scale, 3600)),
-                )
-            except Exception as reason:  # told in the manifest, whatever it is
-                error = reason
-        return account.read(Path(folder) / "account"), error
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables, which a notebook's kernel inherits, and put them back afterwards."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _one_line(error: Exception) -> str:
-    """Return what stopped a notebook, in one line."""
-    name, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
-    if name == "DeadKernelError":
-        return "the kernel died: killed from outside, or out of memory"
-    if name == "CellTimeoutError":
-        return "a cell took longer than the time limit: raise it with --timeout SECONDS"
-    line = next(iter(text.strip().splitlines()), "")
-    return line if name == "KDStudyError" else f"{name}: {line}".removesuffix(": ")
-
-
-def _claims(executed: Path) -> list[dict[str, Any]]:
+def _claims(ended: Executed) -> list[dict[str, Any]]:
     """Return the claims that an executed notebook shows."""
-    if not executed.exists():
-        return []
-    outputs = [o for cell in cells(executed) for o in cell.get("outputs", [])]
-    return [claim for output in outputs for claim in output.get("data", {}).get(MIME, [])]
+    return [claim for output in ended.outputs for claim in output.get("data", {}).get(MIME, [])]
 
 
 def refresh(notebook: Path) -> None:
@@ -205,19 +177,6 @@ def refresh(notebook: Path) -> None:
         client = NotebookClient(book, timeout=TIMEOUTS["quick"], record_timing=False, **QUIET)
         client.execute(cwd=str(notebook.parent))
     except Exception as reason:
-        raise KDStudyError(f"{notebook}: {_one_line(reason)}") from None
+        raise KDStudyError(f"{notebook}: {one_line(reason)}") from None
     book.metadata["kdstudy"] = {"outputs_of": source_digest(notebook)}
     write_atomically(notebook, lambda file: file.write_text(nbformat.writes(book)))
-
-
-_NOWHERE = dict.fromkeys(("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url"), "")
-
-
-def to_html(notebook: Path) -> str:
-    """Return an executed notebook as one HTML page that needs nothing from elsewhere."""
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(embed_images=True, **_NOWHERE)
-    page: str
-    page, _ = exporter.from_filename(str(notebook))
-    return page

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -70,13 +72,14 @@ def run(
     if not share:
         return
     try:
-        if dry_run:
-            good = _plan(share, timeout)
-        else:
-            good = _execute(share, timeout, several=not alone, collects=not (alone and out))
-    except KeyboardInterrupt:
+        with _stoppable():
+            if dry_run:
+                good = _plan(share, timeout)
+            else:
+                good = _execute(share, timeout, several=not alone, collects=not (alone and out))
+    except KeyboardInterrupt as reason:
         click.echo("Error: interrupted: the same command goes on from what is in the store", err=True)
-        sys.exit(130)
+        sys.exit(128 + getattr(reason, "number", signal.SIGINT))
     sys.exit(0 if good else 1)
 
 
@@ -177,6 +180,42 @@ def _cost(missing: Mapping[str, float], runs: Collection[str]) -> str:
     return f"{len(missing)} of {len(runs)} runs{about}"
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to end.
+
+    Args:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let what asks a command to end do so as an interrupt does, once: more of it does not disturb the ending."""
+    before: dict[int, Any] = {}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, lambda *_: None)  # not SIG_IGN, which processes would inherit
+        click.echo("stopping: the kernel may take a minute to put its work away", err=True)
+        raise Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        signals = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+        before.update({each: signal.getsignal(each) for each in signals})
+        for each in [each for each, handler in before.items() if handler == signal.SIG_IGN]:
+            del before[each]  # as nohup wants it
+        for each in before:
+            signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 @contextmanager
 def _following(file: Path) -> Iterator[None]:
     """Show the lines that a study's kernel writes to its log, as they come."""
@@ -184,7 +223,7 @@ def _following(file: Path) -> Iterator[None]:
     done = threading.Event()
 
     def follow() -> None:
-        with file.open() as log:
+        with file.open(encoding="utf-8", errors="replace") as log, suppress(OSError):  # nobody may be listening
             last = False
             while not last:
                 last = done.wait(0.2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 import kdstudy.methods  # noqa: F401  (entering the methods in the registry)
 from kdstudy import nets
 from kdstudy.data import DATASETS, Data, Dataset
-from kdstudy.errors import KDStudyError, check_number
+from kdstudy.errors import KDStudyError, check_number, named_only
 from kdstudy.memory import available_memory, size_text
 from kdstudy.method import METHODS, Method
 from kdstudy.nets import NETWORKS
@@ -31,6 +31,7 @@ __all__ = ["LOOP_VERSION", "Run", "table"]
 LOOP_VERSION = 2  # raised whenever the loop changes results
 
 
+@named_only
 @dataclasses.dataclass(frozen=True, eq=False, init=False)
 class Run:
     """One training, as a frozen value.
@@ -74,20 +75,24 @@ class Run:
         recipe: Recipe | None = None,
         method: str = "scratch",
         params: Mapping[str, Any] | None = None,
-        teachers: Iterable[Run | Pretrained] = (),
+        teachers: Sequence[Run | Pretrained] = (),
         init: Pretrained | None = None,
         average: Average = "probabilities",
         seed: int = 0,
     ) -> None:
         if isinstance(teachers, Run | Pretrained):
             raise KDStudyError("teachers: must be several, or one as teachers=(run,)")
+        if not isinstance(teachers, list | tuple):
+            raise KDStudyError(f"teachers: is a {type(teachers).__name__}, must be a list or a tuple of runs")
+        if params is not None and not isinstance(params, Mapping):
+            raise KDStudyError(f"params: is a {type(params).__name__}, must be a dict of a method's parameters")
         data = Data(data) if isinstance(data, str) else data
         said = {
             "net": Net(net) if isinstance(net, str) else net,
             "data": data,
-            "recipe": recipe or Recipe(),
+            "recipe": Recipe() if recipe is None else recipe,
             "method": method,
-            "params": dict(params or {}),
+            "params": {} if params is None else dict(params),
             "teachers": tuple(_evaluated(each, data) if isinstance(each, Pretrained) else each for each in teachers),
             "init": init,
             "average": average,

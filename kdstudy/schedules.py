@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kdstudy.errors import KDStudyError, check_number, unknown
+from kdstudy.errors import KDStudyError, check_number, shown, unknown
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,20 @@ def schedule(spec: list[Any]) -> Schedule:
         spec: its kind and its numbers, as read from JSON.
 
     Raises:
-        KDStudyError: for a kind that is not known.
+        KDStudyError: for a kind that is not known, or numbers that it does not take.
 
     Example:
         >>> schedule(["until", 0.5, 1.0, 0.0])(0.4)
         1.0
     """
+    if not isinstance(spec, list) or not spec or not isinstance(spec[0], str):
+        raise KDStudyError(f"schedule = {shown(spec)}: must be a list of a kind and its numbers")
     if spec[0] not in _FORMULAS:
         raise unknown("schedule", spec[0], _FORMULAS)
-    return Schedule(spec[0], tuple(tuple(a) if isinstance(a, list) else a for a in spec[1:]))
+    try:
+        return _MAKERS[spec[0]](*spec[1:])
+    except TypeError:
+        raise KDStudyError(f"schedule = {shown(spec)}: too many numbers, or too few") from None
 
 
 def constant(weight: float = 1.0) -> Schedule:
@@ -108,6 +113,7 @@ def linear(first: float, last: float = 0.0) -> Schedule:
     """
     check_number("first", first)
     check_number("last", last)
+    check_number("last − first", last - first)
     return Schedule("linear", (first, last))
 
 
@@ -147,11 +153,16 @@ def steps(at: tuple[float, ...], factor: float = 0.1) -> Schedule:
         0.25
     """
     if not isinstance(at, tuple | list):
-        raise KDStudyError(f"at = {at!r}: must be a tuple of numbers between 0 and 1")
+        raise KDStudyError(f"at = {shown(at)}: must be a tuple of numbers between 0 and 1")
     for point in at:
         check_number("at", point, low=0, high=1)
     check_number("factor", factor, low=0, above=True)
+    if math.log2(factor) * len(at) > 1000:
+        raise KDStudyError(f"factor = {shown(factor)}: multiplied {len(at)} times it is not a number any more")
     return Schedule("steps", (tuple(at), factor))
+
+
+_MAKERS: dict[str, Callable[..., Schedule]] = {each.__name__: each for each in (constant, until, linear, cosine, steps)}
 
 
 def _cosine(progress: float, warmup: float) -> float:

@@ -10,23 +10,34 @@ from contextlib import suppress
 from typing import Any
 
 import kdstudy.methods  # noqa: F401  (entering the methods in the registry)
-from kdstudy.errors import KDStudyError
+from kdstudy.errors import KDStudyError, printable
 from kdstudy.method import METHODS
 from kdstudy.recipe import Recipe
 from kdstudy.schedules import Schedule
 
+_DEEP = 200  # levels of a specification, of which a teacher takes two; beyond, Python's own limit comes near
+
 
 def canonical(spec: Any) -> str:
-    """Return JSON with one spelling for one meaning: sorted keys, no spaces, 4.0 as 4."""
+    """Return JSON with one spelling for one meaning: sorted keys, no spaces, 4.0 as 4.
 
-    def plain(value: Any) -> Any:
+    Raises:
+        KDStudyError: if it cannot be said in JSON, or nests too deeply.
+    """
+
+    def plain(value: Any, deep: int = 0) -> Any:
+        if deep > _DEEP:
+            raise KDStudyError(f"a specification of more than {_DEEP} levels")
         if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
+            return {k: plain(v, deep + 1) for k, v in value.items()}
         if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
+            return [plain(v, deep + 1) for v in value]
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    return json.dumps(plain(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(plain(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise KDStudyError(f"a specification that JSON cannot hold ({error})") from None
 
 
 def key_of(spec: Any) -> str:
@@ -71,7 +82,7 @@ def epochs_of(spec: Mapping[str, Any]) -> int:
 def pretrained(spec: Mapping[str, Any]) -> str:
     """Return the hash of the file that a pretrained network's weights come from; empty for what is trained here."""
     start = spec.get("init")
-    return str(start["file"]) if isinstance(start, dict) and "file" in start else ""
+    return printable(str(start["file"])) if isinstance(start, dict) and "file" in start else ""
 
 
 def params_of(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +110,7 @@ def words(said: Mapping[str, Any]) -> str:
         >>> words({"alpha": 0.9, "temperature": 4.0, "views": {"crop": 4}})
         'alpha=0.9, temperature=4, views=(crop=4)'
     """
-    return ", ".join(f"{name}={_word(value)}" for name, value in said.items())
+    return ", ".join(f"{printable(name)}={_word(value)}" for name, value in said.items())
 
 
 def _word(value: Any) -> str:
@@ -107,11 +118,11 @@ def _word(value: Any) -> str:
         return f"({words(value)})"
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_word, value))})"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else printable(str(value))
 
 
 def _with(name: str, said: str) -> str:
-    return f"{name} ({said})" if said else name
+    return f"{printable(name)} ({said})" if said else printable(name)
 
 
 def net_label(spec: Mapping[str, Any]) -> str:
@@ -130,6 +141,6 @@ def data_label(spec: Mapping[str, Any]) -> str:
 def label(spec: Mapping[str, Any]) -> str:
     """Return a run in one line, as it is called while it is trained."""
     method = spec.get("method", {}).get("name", "") if epochs_of(spec) else ""
-    taught = ", ".join(teacher["net"]["name"] for teacher in spec.get("teachers", []))
+    taught = ", ".join(printable(teacher["net"]["name"]) for teacher in spec.get("teachers", []))
     said = [net_label(spec), method, f"by {taught}" if taught else "", f"seed {spec.get('seed', 0)}"]
     return " ".join(part for part in said if part)

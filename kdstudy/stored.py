@@ -208,7 +208,7 @@ def read_all(root: Path, finished: bool) -> tuple[list[Stored], list[str]]:
 
 def frame(runs: Iterable[Stored]) -> pd.DataFrame:
     """Return runs as a table, the one that finished last at its end; see `table`."""
-    rows = sorted((run.row for run in runs), key=lambda row: (row["finished"], row["run"]))
+    rows = sorted((run.row for run in runs), key=lambda row: (str(row["finished"]), row["run"]))
     metrics = dict.fromkeys(name for row in rows for name in row if name not in (*FIRST, *LAST))
     return pd.DataFrame(rows, columns=[*FIRST, *metrics, *LAST])
 

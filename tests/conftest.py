@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         KDSTUDY_DATA=str(Path(folder.name) / "data"),  # shared, so that a cache is made once
         KDSTUDY_RUNS=str(Path(folder.name) / "runs"),
         KDSTUDY_SCALE="smoke",
+        HYPOTHESIS_STORAGE_DIRECTORY=str(Path(folder.name) / "hypothesis"),
         JUPYTER_PLATFORM_DIRS="1",  # the folders jupyter_core is moving to; without it, it warns
         OMP_NUM_THREADS="1",
         MKL_NUM_THREADS="1",

@@ -428,3 +428,8 @@ def test_a_folder_is_known_by_its_content(tmp_path):
     changed = Data(f"folder:{tmp_path / 'third'}")
     assert changed.spec() != spec
     assert len(changed.load().train) == 14  # 20, less 4 to test, less 2 for validation
+
+
+def test_glyphs_that_no_memory_holds_are_refused_before_they_are_drawn():
+    with pytest.raises(KDStudyError, match=r"data set 'glyphs': its images take .*B, .* are free in memory"):
+        Data("glyphs", train=2**24, test=2**24, size=128).load()

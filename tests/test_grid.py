@@ -5,6 +5,7 @@ import pytest
 
 from kdstudy.errors import KDStudyError
 from kdstudy.grid import points, shard
+from kdstudy.notebooks import parameters
 
 PARAMETERS = 'scale: str = ""\nseeds: int = None\nalpha: float = None\nnets: list = None\ndataset: str = None'
 
@@ -91,3 +92,29 @@ def test_what_is_no_share_is_refused(text):
     with pytest.raises(KDStudyError) as caught:
         shard(text, range(4))
     assert str(caught.value) == f"--shard {text!r}: must be K/N with 1 <= K <= N, such as 1/4"
+
+
+def test_a_grid_that_no_life_is_long_enough_for_is_refused(notebook):
+    hundred = ",".join(map(str, range(1, 101)))
+    with pytest.raises(KDStudyError, match="--grid: has 1000000 points, at most 100000 are allowed"):
+        points(notebook, [], [f"seeds={hundred}", f"alpha={hundred}", f"dataset={hundred}"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "{}", '{"cells": 3, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}', "[" * 5000]
+    + ['{"cells": [3], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}', '{"nbformat": 3, "worksheets": []}'],
+)
+def test_json_that_is_no_notebook_is_called_so(text, tmp_path):
+    (tmp_path / "some.ipynb").write_text(text)
+    with pytest.raises(KDStudyError, match=r"some\.ipynb: is not a notebook"):
+        parameters(tmp_path / "some.ipynb")
+
+
+@pytest.mark.parametrize("source", ["a = {[]: 1}", "a = " + "(" * 5000, "a = " + "-" * 5000 + "1", "a = print"])
+def test_a_cell_of_other_than_literals_is_refused(source, tmp_path):
+    book = nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})]
+    nbformat.write(book, tmp_path / "some.ipynb")
+    with pytest.raises(KDStudyError, match="the parameters cell may hold nothing but NAME: TYPE = LITERAL"):
+        parameters(tmp_path / "some.ipynb")

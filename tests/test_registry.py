@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import pytest
+import torch
 
 from kdstudy.data import Data, Source
 from kdstudy.data.dataset import DATASETS
@@ -287,10 +288,32 @@ def test_whole_numbers(value):
 def test_the_lower_bound_may_be_left_out():
     check_number("rate", 1e-300, low=0, above=True)
     check_number("rate", 0, low=0)
-    check_number("rate", 10**400, low=0)
     with pytest.raises(KDStudyError, match="rate = 0: must be a number greater than 0"):
         check_number("rate", 0, low=0, above=True)
     with pytest.raises(KDStudyError, match="rate = -1: must be a number of at least 0"):
         check_number("rate", -1, low=0)
     with pytest.raises(KDStudyError, match="rate = 0: must be a number greater than 0 and at most 1"):
         check_number("rate", 0, low=0, high=1, above=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "whole", "said"),
+    [
+        (10**400, False, r"rate = 10{99}\.\.\.0{10}: must be a number between 0 and 1\.79769e\+308"),
+        (2**63, True, "rate = 9223372036854775808: must be an integer between 0 and 9223372036854775807"),
+        (torch.ones(2, 1), False, r"rate = tensor\(\[\[1\.\], \[1\.\]\]\): must be a number of at least 0"),
+    ],
+)
+def test_what_no_file_or_tensor_holds_is_refused_in_one_short_line(value, whole, said):
+    check_number("rate", 2**63 - 1, low=0, whole=whole)
+    with pytest.raises(KDStudyError, match=f"^{said}"):
+        check_number("rate", value, low=0, whole=whole)
+
+
+def test_a_value_that_cannot_be_written_is_called_by_its_type():
+    with pytest.raises(KDStudyError, match="rate = a value of type int: must be an integer between 0 and"):
+        check_number("rate", 10**5000, low=0, whole=True)
+
+
+def test_an_error_is_one_line_that_any_terminal_shows():
+    assert str(KDStudyError("not there: a\n  b\x1b[2J\udcff é")) == "not there: a b\\x1b[2J\\udcff é"

@@ -272,9 +272,9 @@ def noted(file: Path) -> dict[str, Any] | None:
     try:
         held = json.loads(file.read_text())
         whole = held["sha256"] == _sha(json.dumps(held["said"], sort_keys=True).encode())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return held["said"] if whole else None
+    return held["said"] if whole and isinstance(held["said"], dict) else None
 
 
 def _sealed(said: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from PIL import Image
 from kdstudy.data.stored import Pixels, chunk_length
 from kdstudy.errors import KDStudyError
 
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever a file's name says
 _TASK = 256  # files that a thread takes at a time, at most
 
 Opener = Callable[[str], str | IO[bytes]]  # from a file's name to what Pillow opens
@@ -35,7 +37,8 @@ def decode(
     Raises:
         KDStudyError: naming the first file that is broken or of another size.
     """
-    first = _read(names[0], opened, size)
+    with _quiet():
+        first = _read(names[0], opened, size)
     grey = first.shape[2] == 1 and all(_in_order(lambda name: _is_grey(name, opened), names))
     shape = (*first.shape[:2], 1 if grey else 3)
     return shape, lambda: _chunks(names, opened, size, shape)
@@ -57,8 +60,9 @@ def _chunks(names: Sequence[str], opened: Opener, size: int | None, shape: tuple
                     pixels[row] = image  # grey is spread over the channels
 
             task = max(1, min(_TASK, len(part) // 32))
-            for _ in pool.map(fill, (range(k, min(k + task, len(part))) for k in range(0, len(part), task))):
-                pass
+            with _quiet():
+                for _ in pool.map(fill, (range(k, min(k + task, len(part))) for k in range(0, len(part), task))):
+                    pass
             yield pixels
 
 
@@ -66,7 +70,9 @@ def _in_order(look: Callable[[str], bool], names: Sequence[str]) -> Iterator[boo
     """Yield what is seen in each file, looking into several at the same time."""
     with ThreadPoolExecutor() as pool:
         for at in range(0, len(names), 16 * _TASK):
-            yield from pool.map(look, names[at : at + 16 * _TASK])
+            with _quiet():
+                seen = list(pool.map(look, names[at : at + 16 * _TASK]))
+            yield from seen
 
 
 def _sized(name: str, shape: Sequence[int]) -> str:
@@ -75,17 +81,17 @@ def _sized(name: str, shape: Sequence[int]) -> str:
 
 def _is_grey(name: str, opened: Opener) -> bool:
     """Return whether an image is greyscale, which the beginning of its file says."""
-    with _naming(name), Image.open(opened(name)) as image:
+    with _naming(name), Image.open(opened(name), formats=_FORMATS) as image:
         return image.mode.startswith("I") or image.mode in ("1", "L", "LA", "F")
 
 
 def _read(name: str, opened: Opener, size: int | None) -> Pixels:
     """Return one image.  -> (H, W, 1) if its mode is a greyscale one, else (H, W, 3)"""
-    with _naming(name), Image.open(opened(name)) as image:
+    with _naming(name), Image.open(opened(name), formats=_FORMATS) as image:
         plain = _plain(image)
-    if size is not None:
-        plain = plain.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(plain).reshape(plain.height, plain.width, -1)
+        if size is not None:
+            plain = plain.resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(plain).reshape(plain.height, plain.width, 1 if plain.mode == "L" else 3)
 
 
 @contextmanager
@@ -93,9 +99,22 @@ def _naming(name: str) -> Iterator[None]:
     """Turn whatever Pillow says of a broken file into an error that names the file."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise KDStudyError(f"cannot read {name}: it has more pixels than Pillow decodes") from error
+    except Exception as error:  # whatever bytes do to a reader of images
         reason = f"damaged, or not an image ({type(error).__name__})"
         raise KDStudyError(f"cannot read {name}: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Pillow's warnings pass, of metadata and of many pixels: an image is good or it is refused.
+
+    To be entered by the thread that waits for the others, since all threads share what it sets.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        yield
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from kdstudy.data import cache
 from kdstudy.data.dataset import DATASETS, Source, stratified_order
 from kdstudy.data.decode import decode
 from kdstudy.data.views import Views
-from kdstudy.errors import KDStudyError, check_number
+from kdstudy.errors import KDStudyError, check_number, cut, shown
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -37,20 +38,25 @@ def folder(path: str, size: int | None = None) -> Source:
         The images (N, H, W, C), in the order of class and relative path; C is 1 or 3.
 
     Raises:
-        KDStudyError: if the folder, a class or an image is missing or broken, or if sizes differ.
+        KDStudyError: if the folder, a class or an image is missing or broken, if sizes differ, or if there
+            are fewer than three images in all.
     """
     if size is not None:
         check_number("folder: size", size, low=1, high=4096, whole=True)
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise KDStudyError(f"folder {path!r}: no such folder: {root.absolute()}")
-    parted = (root / "train").is_dir() and (root / "test").is_dir()
+    root = Path(os.path.expanduser(path))
+    if not path or not os.path.isdir(root):
+        raise KDStudyError(f"folder {shown(path)}: no such folder: {cut(root.absolute())}")
+    parted = all(os.path.isdir(root / name) for name in ("train", "test"))
     parts = [_find(root, name) for name in ("train", "test")] if parted else [_find(root)]
     classes = tuple(parts[0])
     if classes != tuple(parts[-1]):
         odd = ", ".join(sorted(set(parts[0]) ^ set(parts[1])))
-        raise KDStudyError(f"folder {path!r}: in only one of train/ and test/: {odd}")
+        raise KDStudyError(f"folder {shown(path)}: in only one of train/ and test/: {odd}")
     names = [name for part in parts for inside in part.values() for name in inside]
+    if len(names) < 3:
+        raise KDStudyError(
+            f"folder {shown(path)}: has {len(names)} images, needs at least 3: to train, select and test"
+        )
 
     def look() -> cache.Decoding:
         labels = np.concatenate([np.repeat(np.arange(len(part)), [*map(len, part.values())]) for part in parts])
@@ -85,7 +91,7 @@ def _find(top: Path, part: str = "") -> dict[str, list[str]]:
     root = top / part
     try:
         with os.scandir(root) as entries:
-            inside = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            inside = sorted(e.name for e in entries if not e.name.startswith(".") and os.path.isdir(e.path))
     except OSError as error:
         raise KDStudyError(f"folder '{root}': {error.strerror}") from error
     if not inside:
@@ -102,11 +108,32 @@ def _find(top: Path, part: str = "") -> dict[str, list[str]]:
 
 
 def _images(top: Path, below: str) -> Iterator[str]:
-    """Yield the paths below `top` of the image files in one of its folders, with slashes."""
+    """Yield the paths below `top` of the image files in one of its folders, with slashes.
+
+    A folder that links lead to again, as one that holds itself does, is looked into once.
+    """
     start = len(f"{top / below}") - len(below)
-    for folder, inside, names in os.walk(top / below, followlinks=True):
-        inside[:] = [name for name in inside if not name.startswith(".")]
+    been: set[tuple[int, int]] = set()
+    for folder, inside, names in os.walk(top / below, onerror=_refuse, followlinks=True):
+        there = os.stat(folder)
+        if (there.st_dev, there.st_ino) in been:
+            inside.clear()
+            continue
+        been.add((there.st_dev, there.st_ino))
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
         at = folder[start:].replace(os.sep, "/")
         for name in names:
-            if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(_SUFFIXES) and not name.startswith(".") and _is_file(f"{folder}{os.sep}{name}"):
                 yield f"{at}/{name}"
+
+
+def _refuse(error: OSError) -> None:
+    raise KDStudyError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
+def _is_file(path: str) -> bool:
+    """Return whether a file holds bytes: a pipe, a socket or a device would be waited for without end."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        raise KDStudyError(f"cannot read {path}: {error.strerror}") from None

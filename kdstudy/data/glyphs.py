@@ -18,9 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstudy.data.dataset import DATASETS, Source
+from kdstudy.data.dataset import DATASETS, Source, check_room
 from kdstudy.data.views import Views, random_below, random_bits
 from kdstudy.errors import check_number
+from kdstudy.memory import available_memory
 
 CLASSES = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 
@@ -55,7 +56,7 @@ def glyphs(size: int = 16, train: int = 8000, test: int = 2000, difficulty: floa
         The images (N, size, size, 1) of 62 classes.
 
     Raises:
-        KDStudyError: if a value is out of its range.
+        KDStudyError: if a value is out of its range, or the images take more memory than there is.
 
     Example:
         >>> source = glyphs(size=16, train=620, test=62)
@@ -67,6 +68,7 @@ def glyphs(size: int = 16, train: int = 8000, test: int = 2000, difficulty: floa
         check_number(f"glyphs: {name}", count, low=len(CLASSES), high=2**24, whole=True)
     check_number("glyphs: difficulty", difficulty, low=0, high=1)
     check_number("glyphs: seed", seed, low=0, high=2**31, whole=True)
+    check_room("glyphs", 2 * (train + test) * size**2, available_memory(), "in memory")  # once in batches, once whole
     return Source(
         train_images=_part(train, 0, size, difficulty, seed),
         train_labels=torch.arange(train) % len(CLASSES),

@@ -17,10 +17,11 @@ from scipy import special
 from torch import Tensor
 from torch.nn import functional
 
-from kdstudy.errors import KDStudyError, check_number
+from kdstudy.errors import KDStudyError, check_number, named_only, shown
 
 _MASK = 0xFFFFFFFF
 _QUANTILES = 4096
+_FARTHEST = 2**16  # pixels: beyond any image, and numbers below stay far within 64 bits
 
 # One stream of random numbers each. A number that is in use stays what it is: results in stores rest on it.
 _TOP, _LEFT, _FLIP, _HOLE_Y, _HOLE_X, _PARTNER, _SHARE, _CUT_PARTNER, _CUT_SHARE, _CUT_Y, _CUT_X, _CUTS = range(12)
@@ -146,6 +147,7 @@ class Partner(NamedTuple):
         return self.share if self.cut is None else self.share * self.cut.remaining()
 
 
+@named_only
 @dataclass(frozen=True)
 class Views:
     """Which random changes a training image undergoes in each epoch.
@@ -180,12 +182,12 @@ class Views:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("crop", "cutout", "seed"):
-            check_number(f"views: {name}", getattr(self, name), low=0, high=2**31, whole=True)
+        for name, most in (("crop", _FARTHEST), ("cutout", _FARTHEST), ("seed", 2**31)):
+            check_number(f"views: {name}", getattr(self, name), low=0, high=most, whole=True)
         for name in ("mixup", "cutmix"):
             check_number(f"views: {name}", getattr(self, name), low=0, high=100)
         if not isinstance(self.flip, bool):
-            raise KDStudyError(f"views: flip = {self.flip!r}: must be True or False")
+            raise KDStudyError(f"views: flip = {shown(self.flip)}: must be True or False")
 
     @property
     def mixes(self) -> bool:
