@@ -53,6 +53,12 @@ def printable(text: str) -> str:
 def shown(value: object) -> str:
     """Return how a value is written in an error: as Python writes it, in one line, its middle left out if it is long.
 
+    Args:
+        value: anything.
+
+    Returns:
+        The text.
+
     Example:
         >>> shown("resnet8"), len(shown("9" * 1000))
         ("'resnet8'", 113)

@@ -26,7 +26,13 @@ def style() -> None:
 
     sns.set_theme(context="notebook", style="whitegrid", palette=COLOURS)
     plt.rcParams.update(
-        {"figure.dpi": 110, "axes.titlesize": "medium", "axes.titleweight": "bold", "legend.frameon": True}
+        {
+            "figure.dpi": 110,
+            "axes.titlesize": "medium",
+            "axes.titleweight": "bold",
+            "legend.frameon": True,
+            "text.parse_math": False,  # a dollar sign in a name is one
+        }
     )
 
 

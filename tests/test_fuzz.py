@@ -184,6 +184,8 @@ RUNS = {
 )
 @example({"method": []}, {}, [])
 @example({"method": "kd"}, {"temperature": math.nan}, [])
+@example({"data": None}, {}, [])
+@example({"data": "x" * 5000}, {}, [])
 def test_any_run_has_a_key_or_is_refused(said, params, teachers):
     said = {"net": "resnet8", "data": "digits", "params": params, "teachers": teachers} | said
     with sandbox() as root, nothing_else_written(root, "data"):

@@ -114,7 +114,7 @@ def test_another_spelling_is_the_same_run(one, other):
 
 def test_canonical_json_has_one_spelling():
     assert canonical({"b": (1.0, [2.5, True]), "a": None}) == '{"a":null,"b":[1,[2.5,true]]}'
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(KDStudyError, match="JSON"):
         canonical({"a": float("nan")})
 
 

@@ -16,7 +16,7 @@ from jupyter_client import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.iorw import write_ipynb
 
-from kdstudy import account
+from kdstudy import account, plots
 from kdstudy.claims import Claim, Verdicts
 from kdstudy.collected import collect, keep
 from kdstudy.errors import KDStudyError
@@ -493,3 +493,11 @@ def test_a_claim_says_its_names_as_text():
     for text in (verdicts.sentence(0), shown["text/html"]):
         assert [tag for tag in ("<i>", "<u>", "<b>") if tag in text] == []
     assert "<i> | <u>" in shown["text/plain"]
+
+
+def test_a_dollar_sign_in_a_figure_is_one():
+    drawn, axes = plots.figure(1)
+    axes.set_title(r"$\nothing$")
+    plots.name_places(axes, {0.5: "$ $", 0.9: "a_$b"})
+    drawn.canvas.draw()  # a formula that is none raises here
+    plots.plt.close(drawn)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -15,7 +17,7 @@ from kdstudy.data.dataset import DATASETS, Dataset, Source, Split, check_room, c
 from kdstudy.data.stored import Damaged, Stored
 from kdstudy.data.views import Views
 from kdstudy.data.vision import VISION
-from kdstudy.errors import KDStudyError, check_number
+from kdstudy.errors import KDStudyError, check_number, shown
 from kdstudy.memory import available_memory
 
 T = TypeVar("T")
@@ -24,17 +26,25 @@ _datasets: dict[Hashable, Dataset] = {}
 
 
 class Seen(NamedTuple):
-    """What a folder held when it was looked at: a hash of its images, and where they are in the cache."""
+    """What a data set held when it was looked at.
+
+    Attributes:
+        content: a hash of its images and labels.
+        key: where they are in the cache; None where they are not.
+        version: that of the data set's definition then.
+    """
 
     content: str
     key: str | None
+    version: int | str
 
 
 class Data:
     """The frozen value that names a data set in a `Run`.
 
-    A folder is looked at once, when its content is first needed, and that content is meant from then on;
-    a `Data` made anew looks again.
+    A folder, and what a data set of a user's own returns, is looked at once, when its content is first needed, and
+    that content is meant from then on; a `Data` made anew looks again. So a factory that draws has to draw the same
+    each time it is called: one that does not never finds its runs again.
 
     Args:
         name: a registered data set, or ``"folder:PATH"``.
@@ -64,11 +74,13 @@ class Data:
         stream: bool = False,
         **args: Any,
     ) -> None:
+        if not isinstance(name, str):
+            raise KDStudyError(f"data: name = {shown(name)}: must be a data set's name, or 'folder:PATH'")
         if name.startswith("folder:"):
             args = {"path": name.removeprefix("folder:"), **args}
             name = "folder"
-        if name not in DATASETS and Path(name).is_dir():
-            raise KDStudyError(f"unknown data set {name!r}: a folder of images is named 'folder:{name}'")
+        if name not in DATASETS and os.path.isdir(name):
+            raise KDStudyError(f"unknown data set {shown(name)}: a folder of images is named 'folder:{name}'")
         DATASETS.check(name, args)
         for key, value in args.items():
             if not isinstance(value, Hashable):
@@ -111,14 +123,15 @@ class Data:
         return other
 
     def spec(self) -> dict[str, Any]:
-        """Return what identifies the data, as JSON: a folder by its content, not by its path."""
+        """Return what identifies the data, as JSON: a folder and a user's own by content, a folder not by its path."""
         entry = DATASETS[self.name]
         args = entry.said(self.args)
-        if "path" in args:
-            self._look()
-            assert self._seen is not None
-            args = {k: v for k, v in args.items() if k != "path"} | {"content": self._seen.content}
+        seen = self._remembered()
+        if seen is not None:
+            args = {k: v for k, v in args.items() if k != "path"} | ({"content": seen.content} if entry.shipped else {})
         said: dict[str, Any] = {"name": self.name, "version": entry.version, "args": args}
+        if seen is not None and not entry.shipped:
+            said["content"] = seen.content
         if self.subset is not None:
             said["subset"] = self.subset
         if self.validation != 0.1:
@@ -133,9 +146,7 @@ class Data:
         Raises:
             KDStudyError: if it cannot be had, has changed since it was looked at, or takes too much memory.
         """
-        if "path" in self.args and self._seen is None:
-            self._look()
-        known = (*self._key(), self.stream, DATASETS[self.name].version, self._seen)
+        known = self._known(self._remembered())
         if self.stream and known in _datasets and not _believed(cast(Stored, _datasets[known].train.images)):
             del _datasets[known]
         try:
@@ -143,19 +154,36 @@ class Data:
         except Damaged:  # found out in reading, and not believed any more
             return _kept(_datasets, known, 4, self._split)
 
+    def loaded(self) -> Dataset | None:
+        """Return the data set if this process holds it in memory, without looking for it anywhere else."""
+        return _datasets.get(self._known(self._seen))
+
+    def _known(self, seen: Seen | None) -> tuple[Hashable, ...]:
+        """Return what the data set is known by in memory."""
+        return (*self._key(), self.stream, DATASETS[self.name].version, seen)
+
+    def _remembered(self) -> Seen | None:
+        """Return what was seen of a folder or of a user's own data set, or look now; None for what ships."""
+        entry = DATASETS[self.name]
+        if "path" not in self.args and entry.shipped:
+            return None
+        if self._seen is None or self._seen.version != entry.version:  # edited meanwhile
+            source = self._make()
+            self._seen = Seen(_content(source), source.cache.name if source.cache else None, entry.version)
+            _kept(_sources, self._held(self._seen), 2, lambda: source)
+        return self._seen
+
+    def _held(self, seen: Seen | None) -> tuple[Hashable, ...]:
+        """Return what the images are known by in memory."""
+        return self.name, DATASETS[self.name].version, tuple(sorted(self.args.items())), seen
+
     def _look(self) -> Source:
-        """Return the images, of a folder those it held when it was first looked at."""
-        known = (self.name, DATASETS[self.name].version, tuple(sorted(self.args.items())), self._seen)
+        """Return the images, those that were there when they were first looked at."""
+        seen = self._remembered()
+        known = self._held(seen)
         if known in _sources and not _believed(_sources[known].train_images):
             del _sources[known]
-        if "path" not in self.args:
-            return _kept(_sources, known, 2, self._make)
-        if self._seen is not None:
-            return _kept(_sources, known, 2, self._again)
-        source = self._make()
-        self._seen = Seen(source.content or digest(source), source.cache.name if source.cache else None)
-        _sources[(*known[:-1], self._seen)] = source
-        return source
+        return _kept(_sources, known, 2, self._make if seen is None else self._again)
 
     def _again(self) -> Source:
         """Return the images that were seen before, from the cache if they are there, else from their folder."""
@@ -163,18 +191,28 @@ class Data:
         source = folder.recall(self._seen.key) if self._seen.key else None
         if source is None:
             source = self._make()
-            if (source.content or digest(source)) != self._seen.content:
-                raise KDStudyError(
-                    f"{self.args['path']}: has changed since it was looked at, and what it held is not in the cache: "
-                    "make the Data anew"
-                )
+            if _content(source) != self._seen.content:
+                raise KDStudyError(self._changed())
         return source
 
+    def _changed(self) -> str:
+        """Return what to say of images that are not those that were looked at."""
+        if "path" in self.args and DATASETS.ships(self.name):
+            said = f"{self.args['path']}: has changed since it was looked at, and what it held is not in the cache"
+            return f"{said}: make the Data anew"
+        said = f"data set {self.name!r}: returns other images than when it was looked at"
+        return f"{said}: draw from a fixed seed, or make the Data anew if its files have changed"
+
     def _make(self) -> Source:
-        source: Source = DATASETS.make(self.name, **self.args)
+        source = DATASETS.make(self.name, **self.args)
+        if not isinstance(source, Source):
+            found = type(source).__name__
+            raise KDStudyError(f"data set {self.name!r}: its factory returned {found}, must be a Source")
         if len(source.classes) < 2:
             raise KDStudyError(f"data set {self.name!r}: needs at least two classes, has {len(source.classes)}")
-        return source
+        if DATASETS.ships(self.name):
+            return source
+        return replace(source, content="", cache=None)  # of what it was made from
 
     def _split(self) -> Dataset:
         """Return the images in three parts; which they are is settled before they are read."""
@@ -234,6 +272,10 @@ def _measured(source: Source, splits: list[Split]) -> tuple[Tensor, Tensor, str]
         if file:
             cache.note(file, said)
     return torch.tensor(said["mean"]), torch.tensor(said["std"]), said["fingerprint"]
+
+
+def _content(source: Source) -> str:
+    return source.content or digest(source)
 
 
 def _believed(images: Tensor | Stored) -> bool:

@@ -158,6 +158,9 @@ def _torchvision(kind: Vision, root: Path) -> cache.Decoding:
     """Read a data set by torchvision's class for it."""
     from torchvision import datasets  # here, since it takes a second
 
+    old = root / kind.torchvision / "processed"
+    if any(old.glob("*.pt")):  # which it would read instead of the others
+        raise KDStudyError(f"{old}: an old torchvision wrote it, and nothing vouches for what it holds: remove it")
     make = getattr(datasets, kind.torchvision)
     by_name = kind.torchvision in ("SVHN", "STL10")
     ways: list[dict[str, Any]] = [
@@ -191,11 +194,14 @@ def _last(images: np.ndarray) -> Pixels:
 
 def _tiny(root: Path) -> cache.Decoding:
     """Read Tiny ImageNet out of its archive."""
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets import utils
 
-    if not (root / VISION["tiny_imagenet"].names[0]).is_file():
-        download_url(_TINY_URL, str(root), md5=_TINY_MD5)
-    archive, lock = zipfile.ZipFile(root / VISION["tiny_imagenet"].names[0]), threading.Lock()
+    file = root / VISION["tiny_imagenet"].names[0]
+    if not file.is_file():
+        utils.download_url(_TINY_URL, str(root), md5=_TINY_MD5)
+    if not utils.check_integrity(str(file), _TINY_MD5):
+        raise KDStudyError(f"{file}: damaged, or not the archive from {_TINY_URL}: its MD5 is not {_TINY_MD5}")
+    archive, lock = zipfile.ZipFile(file), threading.Lock()
     top = "tiny-imagenet-200"
     said = dict(_table(archive, f"{top}/words.txt"))
     tested = {name: label for name, label, *_ in _table(archive, f"{top}/val/val_annotations.txt")}
