@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -88,10 +87,7 @@ class Data:
         check_number("validation", validation, low=0, high=0.5, above=True)
         if subset is not None:
             check_number("subset", subset, low=1, whole=True)
-        if not isinstance(stream, bool):
-            raise KDStudyError(f"stream = {stream!r}: must be True or False")
-        if stream and name not in (on_disk := ("folder", *VISION)):
-            raise KDStudyError(f"stream = True: data set {name!r} has no files; those that have: {', '.join(on_disk)}")
+        _check_stream(name, stream)
         self.name, self.subset, self.validation, self.views, self.stream = name, subset, validation, views, stream
         self.args: Mapping[str, Any] = args
         self._seen: Seen | None = None
@@ -252,6 +248,14 @@ class Data:
             return parts
         check_room(self.name, sum(images.nbytes for images in stored), available_memory(), "in memory")
         return [images.read() for images in stored]
+
+
+def _check_stream(name: str, stream: bool) -> None:
+    """Refuse to leave on disk what is not there."""
+    if not isinstance(stream, bool):
+        raise KDStudyError(f"stream = {stream!r}: must be True or False")
+    if stream and name not in (on_disk := ("folder", *VISION)):
+        raise KDStudyError(f"stream = True: data set {name!r} has no files; those that have: {', '.join(on_disk)}")
 
 
 def _pick(images: Tensor | Stored, rows: Tensor) -> Tensor | Stored:
