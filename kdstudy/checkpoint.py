@@ -40,7 +40,7 @@ class Keeper:
     Args:
         training: the training.
         folder: the run's folder.
-        origin: what has to be equal for a checkpoint to be of this training: the data and the teachers, in words.
+        origin: what has to be equal for a checkpoint to be of this training: run, data and teachers, in words.
         every: the seconds between two checkpoints.
     """
 
@@ -66,7 +66,7 @@ class Keeper:
             warnings.warn(f"{self.file} is damaged: training begins anew", stacklevel=2)
             return
         if said["origin"] != self.origin:
-            warnings.warn(f"{self.file} is of other data or another teacher: training begins anew", stacklevel=2)
+            warnings.warn(f"{self.file} is of another run, other data or another teacher: training begins anew", stacklevel=2)
             return
         for name, now in (self.training.state() or {}).items():
             if name in tensors and tensors[name].shape != now.shape:

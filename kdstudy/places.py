@@ -127,7 +127,8 @@ def sealed(said: Mapping[str, Any]) -> str:
         >>> unsealed(sealed({"epochs": 3}).replace("3", "4", 1)) is None
         True
     """
-    return json.dumps({**said, "sha256": _seal(said)}, indent=1)
+    seal = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**said, "sha256": seal}, indent=1)
 
 
 def unsealed(text: str) -> dict[str, Any] | None:
@@ -138,11 +139,7 @@ def unsealed(text: str) -> dict[str, Any] | None:
     """
     try:
         said = json.loads(text)
-        seal = said.pop("sha256")
+        del said["sha256"]
     except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
         return None
-    return said if seal == _seal(said) else None
-
-
-def _seal(said: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return said if sealed(said) == text else None

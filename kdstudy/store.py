@@ -248,7 +248,7 @@ class Store:
             training = _prepare(run, run.data.load(), self.root, None, [t.network() for t in taught_by])
             if run.init is not None:
                 run.init.load(training.student)
-            origin = {"data": training.data.fingerprint, "teachers": weights_of(taught_by)}
+            origin = {"run": run.key, "data": training.data.fingerprint, "teachers": weights_of(taught_by)}
             keeper = Keeper(training, folder, origin, CHECKPOINT_SECONDS)
             keeper.resume()
             with keeper:

@@ -345,18 +345,20 @@ def test_a_checkpoint_with_a_flipped_bit_is_not_believed(store, taught, steps):
     assert kept(store, STUDENT) == kept(taught, STUDENT)
 
 
-@pytest.mark.parametrize("other", ["data", "teacher"])
-def test_a_checkpoint_of_other_data_or_of_another_teacher_is_not_gone_on_with(other, store, taught, steps, monkeypatch):
+@pytest.mark.parametrize("other", ["run", "data", "teachers"])
+def test_a_checkpoint_of_another_run_other_data_or_another_teacher_is_not_gone_on_with(
+    other, store, taught, steps, monkeypatch
+):
     file = stopped(store, STUDENT)
     tensors = load_file(file)
     with checkpoint_module.safe_open(file, "pt") as opened:
         said = opened.metadata()
     origin = json.loads(said["origin"])
     assert origin["data"] == DATA.load().fingerprint
-    origin |= {"data": "0" * 16} if other == "data" else {"teachers": ["0" * 64]}
+    origin[other] = ["0" * 64] if other == "teachers" else "0" * 16
     said |= {"origin": json.dumps(origin)}
     save_file(tensors, file, metadata=said | {"sha256": checkpoint_module._digest(tensors, said)})
-    with pytest.warns(UserWarning, match="is of other data or another teacher: training begins anew"):
+    with pytest.warns(UserWarning, match="is of another run, other data or another teacher: training begins anew"):
         store.train(STUDENT)
     assert len(steps) == 3 + 9
 

@@ -49,6 +49,12 @@ class Ended:
         before = (line[0] for line in reversed(self.lines[:at]) if line[0] not in TOLD)
         return next(before, "start") if ("struck",) in self.lines else ""
 
+    @property
+    def late(self) -> bool:
+        """Whether it was struck when it had as good as ended."""
+        after = self.lines[self.lines.index(("struck",)) + 1 :] if self.struck else ()
+        return bool(self.used) and len(after) <= 1 and all(line[0] in TOLD for line in after)
+
     @cached_property
     def used(self) -> dict[tuple[str, str], str]:
         """The digests of what it took for results, by run and part."""

@@ -39,7 +39,8 @@ def kill(number: signal.Signals, *, power: bool = False, patient: bool = False) 
                 shutil.rmtree(arena.root)
                 ended = arena.attempt(work, moment(arena, number, left, power))
             struck.append(ended)
-            if ended.code not in (CUSTOMARY[number], {0})[patient or not ended.struck]:
+            well = patient or not ended.struck or (ended.late and ended.code == 0)
+            if ended.code not in ({0} if well else CUSTOMARY[number]):
                 lost = lost or last_words(ended) or "it went on after the strike"
             lost = lost or arena.gone(finished)
             finished = arena.results()
