@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,28 +30,33 @@ from kdstudy.train import Training
 
 TELL_SECONDS = 2.0  # how often a run in training says how far it is
 ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows lacks one
+SAID = ("history", "best_epoch", "origin", "made")  # what a checkpoint says beside its tensors
 
 
 class Keeper:
     """Keeps a training: what it was before goes on, what is done is kept, and a signal loses nothing.
 
     Within the context, SIGINT, SIGTERM and SIGHUP first write a checkpoint, in the middle of a step as soon as it is
-    done, and then do what they always do; a second one does that at once. Signals reach the main thread alone. An end
-    of the context by an error leaves a checkpoint too, if it can be written.
+    done, and then do what they always do; a second one does that at once. Signals reach the main thread alone, and on
+    Windows SIGINT is the only one. An end of the context by an error leaves a checkpoint too, if it can be written.
 
     Args:
         training: the training.
         folder: the run's folder.
         origin: what has to be equal for a checkpoint to be of this training: run, data and teachers, in words.
         every: the seconds between two checkpoints.
+
+    Attributes:
+        made: the surroundings in which it was trained so far, one after the other; the last ones are those now.
     """
 
     def __init__(self, training: Training, folder: Path, origin: Mapping[str, Any], every: float) -> None:
         self.training, self.folder, self.origin, self.every = training, folder, json.dumps(origin), every
-        self.file = folder / CHECKPOINT
-        self.kept = training.place
-        self.due = self.told = time.monotonic() + every
-        self._over, self._saving, self._waiting = False, False, 0
+        self.file, self.made = folder / CHECKPOINT, [surroundings(training)]
+        self.kept, self.at = training.place, self._share()
+        self.began = self.told = time.monotonic()
+        self.due = self.began + every
+        self._process, self._waiting, self._saving, self._over = os.getpid(), 0, False, False
         self._before: dict[int, Any] = {}
 
     def resume(self) -> None:
@@ -63,75 +70,86 @@ class Keeper:
         except (SafetensorError, OSError):
             said, tensors = {}, {}
         if said.get("sha256") != _digest(tensors, said):
-            warnings.warn(f"{self.file} is damaged: training begins anew", stacklevel=2)
+            warnings.warn(f"{self.file} is damaged, or an older kdstudy's: training begins anew", stacklevel=2)
             return
         if said["origin"] != self.origin:
-            warnings.warn(f"{self.file} is of another run, other data or another teacher: training begins anew", stacklevel=2)
+            other = "of another run, other data or another teacher"
+            warnings.warn(f"{self.file} is {other}: training begins anew", stacklevel=2)
             return
         for name, now in (self.training.state() or {}).items():
             if name in tensors and tensors[name].shape != now.shape:
                 shapes = f"{tuple(tensors[name].shape)} in it, {tuple(now.shape)} in the run"
                 raise KDStudyError(f"{self.file}: is of another network: {name} is {shapes}; remove it to start anew")
         self.training.load(tensors, json.loads(said["history"]), int(said["best_epoch"]))
-        self.kept = self.training.place
+        self.made = [part for part in json.loads(said["made"]) if part != self.made[-1]] + self.made
+        self.kept, self.at = self.training.place, self._share()
 
     def __enter__(self) -> Keeper:
         self.training.pause = self._pause
-        self.began, self.at = time.monotonic(), self._share()
-        self.due = self.began + self.every
         self._tell()
-        if threading.current_thread() is threading.main_thread():
-            for number in ENDS:
-                before = signal.getsignal(number)
-                if before not in (None, signal.SIG_IGN):
-                    self._before[number] = before
-                    signal.signal(number, self._heard)
+        try:
+            if threading.current_thread() is threading.main_thread():
+                for number in ENDS:
+                    before = signal.getsignal(number)
+                    if before not in (None, signal.SIG_IGN):
+                        self._before[number] = before
+                        signal.signal(number, self._heard)
+        except BaseException:
+            self._restore()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is not None:
-            said = {"error": " ".join(str(error).split())} if issubclass(kind, Exception) else {}
-            self._tell(**said)
-            self._save_if_possible(quiet=bool(said))
-        self._over = True
-        for number, before in self._before.items():
-            if signal.getsignal(number) == self._heard:  # another training may have taken its turn meanwhile
-                signal.signal(number, before)
+        try:
+            if error is not None:
+                failed = isinstance(error, Exception)
+                self._tell(**({"error": _line(error)} if failed else {}))
+                self._try_to_save(quiet=failed)
+        finally:
+            self._restore()
+        if self._waiting:  # heard in a step that failed
+            signal.raise_signal(self._waiting)
 
     def save(self) -> bool:
         """Write a checkpoint, unless there is nothing new to keep; return whether all that is done is kept.
 
         Raises:
-            KDStudyError: if it cannot be written, or training has diverged.
+            KDStudyError: if it cannot be written, or a loss term is not finite any more.
         """
         if self.kept == self.training.place or (self.folder / RESULT).exists():
             return True
-        self.training.check()  # what has diverged is not kept
-        tensors = self.training.state()
+        tensors, place = self.training.state(), self.training.place
         if tensors is None:  # in the middle of a step
             return False
+        if self.training.part is not None:
+            self.training.part.check()
         said = {
             "history": json.dumps(self.training.history),
             "best_epoch": str(self.training.best[0]),
             "origin": self.origin,
+            "made": json.dumps(self.made),
         }
-        place = self.training.place
         said["sha256"] = _digest(tensors, said)
-        write_atomically(self.file, lambda partial: save_file(tensors, partial, metadata=said))
-        self.kept = place
+        self._saving = True  # a signal is heard when it is written
+        try:
+            write_atomically(self.file, lambda partial: save_file(tensors, partial, metadata=said))
+            self.kept = place
+        finally:
+            self._saving = False
         return True
 
     def _pause(self) -> None:
         """Keep what is due between two steps."""
-        if self._waiting:
-            number, self._waiting = self._waiting, 0
-            self._heard(number, None)
         now = time.monotonic()
         if now >= self.told:
             self._tell()
         if now >= self.due and not self.training.finished:
             self.save()
             self.due = time.monotonic() + self.every
+        if self._waiting:
+            self._try_to_save()
+            number, self._waiting = self._waiting, 0
+            self._pass_on(number)
 
     def _share(self) -> float:
         epoch, step, steps = self.training.place
@@ -139,10 +157,9 @@ class Keeper:
 
     def _tell(self, **more: Any) -> None:
         """Write how far the training is, if that can be written."""
-        epoch, step, steps = self.training.place
         passed, share = time.monotonic() - self.began, self._share()
         said = {
-            "epoch": epoch,
+            "epoch": self.training.epoch,
             "epochs": self.training.recipe.last_epoch,
             "share": round(share, 4),
             "left": round(passed * (1 - share) / (share - self.at), 1) if share > self.at else None,
@@ -152,36 +169,60 @@ class Keeper:
             **more,
         }
         with suppress(KDStudyError):
-            write_atomically(self.folder / PROGRESS, lambda file: file.write_text(sealed(said)))
+            write_atomically(self.folder / PROGRESS, lambda file: file.write_text(sealed(said)), lasting=False)
         self.told = time.monotonic() + TELL_SECONDS
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         """Keep what is done, then let the signal do what it does without us; in a step, when that is done."""
-        if self._over or self._saving or self._waiting or self._save_if_possible():
+        if self._over or self._waiting or os.getpid() != self._process:  # which a process forked from this one has not
             self._pass_on(number)
-        else:
+        elif self._saving or not self._try_to_save():
             self._waiting = number
+        else:
+            self._pass_on(number)
 
-    def _save_if_possible(self, quiet: bool = False) -> bool:
-        self._saving = True
+    def _try_to_save(self, quiet: bool = False) -> bool:
+        """Write a checkpoint if that is possible; return whether there is nothing to wait for."""
         try:
             return self.save()
-        except KDStudyError as error:
+        except Exception as error:  # whatever it is, the end is asked for, or has another cause
             if not quiet:
-                warnings.warn(f"{error}; what was trained since the last checkpoint is lost", stacklevel=2)
+                warnings.warn(f"{_line(error)}; what was trained since the last checkpoint is lost", stacklevel=2)
             return True
-        finally:
-            self._saving = False
 
     def _pass_on(self, number: int) -> None:
         signal.signal(number, self._before[number])
         signal.raise_signal(number)
 
+    def _restore(self) -> None:
+        """Put back the handlers there were, unless another training has put its own over them."""
+        self._over = True
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._heard:
+                signal.signal(number, before)
+
+
+def surroundings(training: Training) -> dict[str, Any]:
+    """Return what a result does not depend on by intention: machine, versions, resolved precision."""
+    return {
+        "kdstudy": importlib.metadata.version("kdstudy"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(training.device),
+        "threads": torch.get_num_threads(),
+        "precision": training.precision,
+    }
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
 
 def _digest(tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> str:
     """Return the SHA-256 of a checkpoint: of its tensors and of what is said beside them."""
     seen = hashlib.sha256()
-    for name in ("history", "best_epoch", "origin"):
+    for name in SAID:
         seen.update(f"{name} {said.get(name)}\n".encode())
     for name, value in sorted(tensors.items()):
         seen.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -196,7 +196,7 @@ class Team:
         for worker in team:
             worker.process.terminate()
         for worker in team:
-            worker.stop()
+            worker.ended()
 
 
 # Connected before the package is imported: if that fails, the connection ends, and nobody waits for it.
@@ -240,9 +240,8 @@ class Worker:
             return Event(run, error=f"its process died (exit code {code}): killed from outside, or out of memory")
         return event
 
-    def stop(self) -> None:
-        """End the process, which may take some time to keep a checkpoint."""
-        self.process.terminate()
+    def ended(self) -> None:
+        """Wait for the end of the process, which was told to and may take some time to keep a checkpoint."""
         try:
             self.process.wait(GRACE)
         except subprocess.TimeoutExpired:

@@ -47,6 +47,7 @@ class Epoch:
             torch.set_rng_state(self.random[0])
         for state in self.random[1:]:
             torch.cuda.set_rng_state(state, self.predicted.device)
+        self.random = ()
 
     def state(self) -> dict[str, Tensor]:
         """Return the epoch as tensors by name, from which `restored` makes it again."""
@@ -71,16 +72,7 @@ class Epoch:
         Raises:
             KDStudyError: if a term is not finite, naming the first, or if the loss is far above what it began with.
         """
-        means: dict[str, float] = {}
-        broken: list[tuple[int, str, float]] = []
-        for name in sorted({name for terms in self.log for name in terms}):
-            at = [i for i, terms in enumerate(self.log) if name in terms]
-            values = torch.stack([self.log[i][name] for i in at]).float().cpu()
-            means[f"loss_{name}"] = values.mean().item()
-            wrong = (~values.isfinite()).nonzero().flatten().tolist()
-            broken += [(at[i], name, values[i].item()) for i in wrong[:1]]
-        if broken:
-            self._refuse(*min(broken))
+        means = {f"loss_{name}": values.mean().item() for name, values in self.check().items()}
         loss = sum(means.values())
         if began is None:
             began = sum(value.item() for value in self.log[0].values()) if self.log else 0.0
@@ -90,6 +82,23 @@ class Epoch:
                 f"training began with {began:.3g}; try a lower learning rate"
             )
         return means
+
+    def check(self) -> dict[str, Tensor]:
+        """Return the values of each term so far, over the steps that have it, on the CPU.
+
+        Raises:
+            KDStudyError: if one is not finite, naming the first.
+        """
+        found: dict[str, Tensor] = {}
+        broken: list[tuple[int, str, float]] = []
+        for name in sorted({name for terms in self.log for name in terms}):
+            at = [i for i, terms in enumerate(self.log) if name in terms]
+            found[name] = torch.stack([self.log[i][name] for i in at]).float().cpu()
+            wrong = (~found[name].isfinite()).nonzero().flatten().tolist()
+            broken += [(at[i], name, found[name][i].item()) for i in wrong[:1]]
+        if broken:
+            self._refuse(*min(broken))
+        return found
 
     def _refuse(self, step: int, name: str, value: float) -> None:
         if not self.number and not step:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +24,10 @@ if TYPE_CHECKING:
     from kdstudy.runs import Run
     from kdstudy.store import Result
 
+CLOCK = "%Y-%m-%dT%H:%M:%SZ"
 
-def finish(training: Training, run: Run, folder: Path, taught_by: list[Result]) -> None:
+
+def finish(training: Training, run: Run, folder: Path, taught_by: list[Result], made: list[dict[str, Any]]) -> None:
     """Evaluate a trained network and write what is stored of it; the result last, which makes it finished.
 
     Args:
@@ -35,6 +35,7 @@ def finish(training: Training, run: Run, folder: Path, taught_by: list[Result]) 
         run: what was trained.
         folder: the run's folder.
         taught_by: its teachers.
+        made: the surroundings in which it was trained, one after the other; more than one if it was interrupted.
 
     Raises:
         KDStudyError: if the network's outputs are not finite, or something cannot be written.
@@ -62,8 +63,10 @@ def finish(training: Training, run: Run, folder: Path, taught_by: list[Result]) 
     write_atomically(folder / "predictions.safetensors", lambda file: save_file(kept, file))
     write_atomically(folder / "weights.safetensors", lambda file: save_file(weights, file))
     digests = {name: checksum(folder / name) for name in WRITTEN}
-    made = _provenance(training) | ({"teachers": weights_of(taught_by)} if taught_by else {})
-    result = {"format": FORMAT, "metrics": measured, "provenance": made, "files": digests}
+    provenance = {**made[-1], "data": training.data.fingerprint, "finished": time.strftime(CLOCK, time.gmtime())}
+    provenance |= {"earlier": made[:-1]} if made[:-1] else {}
+    provenance |= {"teachers": weights_of(taught_by)} if taught_by else {}
+    result = {"format": FORMAT, "metrics": measured, "provenance": provenance, "files": digests}
     write_atomically(folder / RESULT, lambda file: file.write_text(sealed(result)))
 
 
@@ -113,21 +116,6 @@ def _teacher(training: Training, run: Run, result: Result, net: nn.Module, split
     if result.run.data == run.data:
         return result.logits(split)
     return predict(net, getattr(training.data, split).images, training.data, training.precision)
-
-
-def _provenance(training: Training) -> dict[str, Any]:
-    """Return what a result does not depend on by intention: machine, versions, resolved precision."""
-    return {
-        "kdstudy": importlib.metadata.version("kdstudy"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": str(training.device),
-        "threads": torch.get_num_threads(),
-        "precision": training.precision,
-        "data": training.data.fingerprint,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
 
 
 def weights_of(results: list[Result]) -> list[str]:

@@ -78,14 +78,13 @@ def writing(place: Path) -> Iterator[None]:
         raise KDStudyError(f"cannot write {place}: {reason}; {elsewhere}") from error
 
 
-def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(file: Path, write: Callable[[Path], object], *, lasting: bool = True) -> None:
     """Write a file under a passing name, then give it its own: a reader finds it whole or not at all.
-
-    That holds for a failing power supply too: the content is on the disk before it gets its name.
 
     Args:
         file: where it is to be; the folder is made if need be.
         write: writes the content to the path it is given.
+        lasting: whether that holds where the power fails, too: the content is on the disk before it gets its name.
 
     Raises:
         KDStudyError: if it cannot be written; nothing is left of it then.
@@ -95,10 +94,12 @@ def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(partial)
-            _settle(partial, os.O_RDWR)  # as Windows demands
+            if lasting:
+                _settle(partial, os.O_RDWR)  # as Windows demands
             os.replace(partial, file)
             with suppress(OSError):  # not every system can do that with a folder
-                _settle(file.parent, os.O_RDONLY)
+                if lasting:
+                    _settle(file.parent, os.O_RDONLY)
         except BaseException:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)

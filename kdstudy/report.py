@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,10 @@ def run_study(notebook: Path, values: Mapping[str, Any], out: Path, *, timeout: 
             raise ended.stopped
     except BaseException as reason:
         manifest["error"] = manifest["error"] or one_line(reason)
+        with suppress(KDStudyError):  # the first cause is what counts; what is there says that it is unfinished
+            finish(file, manifest | {"seconds": round(time.time() - started, 1)})
         raise
-    finally:
-        manifest = finish(file, manifest | {"seconds": round(time.time() - started, 1)})
-    return manifest
+    return finish(file, manifest | {"seconds": round(time.time() - started, 1)})
 
 
 def _known(notebook: Path, values: Mapping[str, Any], started: float) -> dict[str, Any]:

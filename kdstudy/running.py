@@ -199,7 +199,8 @@ def _stoppable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, lambda *_: None)  # not SIG_IGN, which processes would inherit
-        click.echo("stopping: the kernel may take a minute to put its work away", err=True)
+        with suppress(OSError):  # the terminal may be what has gone
+            click.echo("stopping: the kernel may take a minute to put its work away", err=True)
         raise Stopped(number)
 
     if threading.current_thread() is threading.main_thread():

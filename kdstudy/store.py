@@ -8,7 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +59,14 @@ class Result:
         run: the run.
         folder: where it is stored.
         metrics: its numbers by name; accuracies and the like are fractions.
+        provenance: when and on what it was made, by which versions, in which precision, and on which data.
         digests: the checksums of its files by name.
     """
 
     run: Run
     folder: Path
     metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any] = dataclasses.field(repr=False)
     digests: Mapping[str, str] = dataclasses.field(repr=False)
 
     @property
@@ -123,8 +125,7 @@ class Store:
     def find(self, run: Run) -> Result | None:
         """Return a finished run, or None where it is not finished.
 
-        What is not as it was written, or was trained on other images than the data hold now, is set aside with a
-        warning and counts as not finished.
+        What is not as it was written is set aside with a warning and counts as not finished.
 
         Raises:
             KDStudyError: if what is stored under its key is another run, or was written by a newer kdstudy.
@@ -133,6 +134,14 @@ class Store:
             return self._look(run)
         except DamagedError as error:
             warnings.warn(f"{error}; {self.set_aside(run, error)}", stacklevel=2)
+            return None
+
+    def _find_held(self, run: Run) -> Result | None:
+        """Return a finished run, or None, while its lock is held; see `find`."""
+        try:
+            return self._look(run)
+        except DamagedError as error:
+            warnings.warn(f"{error}; {self._move_aside(run, error)}", stacklevel=2)
             return None
 
     def _look(self, run: Run) -> Result | None:
@@ -150,10 +159,7 @@ class Store:
                 raise DamagedError(f"{folder / missing[0]} is missing")
         if stored.spec != json.loads(canonical(run.spec())):
             raise KDStudyError(f"{folder} holds another run than {run.label}: move it away")
-        data = run.data.loaded()
-        if data is not None and stored.result["provenance"].get("data", data.fingerprint) != data.fingerprint:
-            raise DamagedError(f"{folder}: was trained on other images than {data.name} has now")
-        return Result(run, folder, stored.result["metrics"], stored.result["files"])
+        return Result(run, folder, stored.result["metrics"], stored.result["provenance"], stored.result["files"])
 
     def set_aside(self, run: Run, error: DamagedError) -> str:
         """Move a run that is not as it was written out of the way, where it is kept; return what was done, in words.
@@ -165,15 +171,23 @@ class Store:
         Raises:
             DamagedError: if it cannot be moved.
         """
-        target, number = self.root / ASIDE / run.key, 0
         try:
-            with filelock.FileLock(self.root / f"{run.key}.lock"):
+            with filelock.FileLock(self.root / f"{run.key}.lock", timeout=10):
                 if not self._is_damaged(run):
                     return "another process has set it aside"
-                target.parent.mkdir(exist_ok=True)
-                while (target := target.with_name(f"{run.key}.{number}")).exists():
-                    number += 1
-                os.replace(self.folder(run), target)
+                return self._move_aside(run, error)
+        except filelock.Timeout:
+            return "another process trains it again"
+        except OSError as reason:
+            raise DamagedError(f"{error}; it cannot be set aside ({reason.strerror or reason})") from None
+
+    def _move_aside(self, run: Run, error: DamagedError) -> str:
+        target, number = self.root / ASIDE / run.key, 0
+        try:
+            target.parent.mkdir(exist_ok=True)
+            while (target := target.with_name(f"{run.key}.{number}")).exists():
+                number += 1
+            os.replace(self.folder(run), target)
         except OSError as reason:
             raise DamagedError(f"{error}; it cannot be set aside ({reason.strerror or reason})") from None
         return f"it is set aside in {target}"
@@ -197,7 +211,8 @@ class Store:
         for _ in self.epochs(run):
             pass
         found = self.find(run)
-        assert found is not None
+        if found is None:
+            raise KDStudyError(f"{run.label}: what was stored of it has gone at once: ask for it again")
         return found
 
     def epochs(self, run: Run) -> Iterator[dict[str, Any]]:
@@ -213,7 +228,7 @@ class Store:
             return
         taught_by = [self._teacher(teacher) for teacher in run.teachers]
         with self._lock(run):
-            if not self._look(run):
+            if not self._find_held(run):
                 yield from self._epochs(run, taught_by)
 
     def _teacher(self, run: Run) -> Result:
@@ -231,13 +246,11 @@ class Store:
         """Return whether another process trains a run at this moment."""
         return busy(self.root, run.key)
 
-    def _lock(self, run: Run) -> filelock.BaseFileLock:
-        """Return the lock of a run, held."""
+    def _lock(self, run: Run) -> AbstractContextManager:
+        """Return the lock of a run, held until the end of the context."""
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.root / f"{run.key}.lock")
-            lock.acquire()
-        return lock
+            return filelock.FileLock(self.root / f"{run.key}.lock").acquire()
 
     def _epochs(self, run: Run, taught_by: list[Result]) -> Iterator[dict[str, Any]]:
         folder = self.folder(run)
@@ -253,9 +266,10 @@ class Store:
             keeper.resume()
             with keeper:
                 yield from training.epochs()
-                finish(training, run, folder, taught_by)
+                finish(training, run, folder, taught_by, keeper.made)
         for name in (CHECKPOINT, PROGRESS):
-            (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # it is finished all the same
+                (folder / name).unlink()
 
 
 @contextmanager

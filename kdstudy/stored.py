@@ -156,9 +156,21 @@ def intact(file: Path, digests: Mapping[str, Any]) -> Path:
     """
     if not file.is_file():
         raise DamagedError(f"{file} is missing")
-    if digests.get(file.name, "") != checksum(file):
-        raise DamagedError(f"{file} is damaged: its checksum is another")
+    with _readable(file):
+        if digests.get(file.name, "") != checksum(file):
+            raise DamagedError(f"{file} is damaged: its checksum is another")
     return file
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Count as damaged what the disk cannot read, but not what this user may not."""
+    try:
+        yield
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise DamagedError(f"{file} cannot be read ({error.strerror or error})") from None
 
 
 def how_far(folder: Path) -> dict[str, Any]:
@@ -181,11 +193,8 @@ def check_format(what: str, said: object, known: int) -> None:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except FileNotFoundError:
-        raise DamagedError(f"{file} is missing") from None
-    except IsADirectoryError:
-        raise DamagedError(f"{file} is damaged: it is a folder") from None
+        with _readable(file):
+            return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise DamagedError(f"{file} is damaged: it is not JSON") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from kdstudy.errors import KDStudyError, unknown
 from kdstudy.method import METHODS
 from kdstudy.progress import Progress, estimate, seconds_text
 from kdstudy.runs import Run
-from kdstudy.store import Store
+from kdstudy.store import Result, Store
 
 METRICS = (
     *("train_accuracy", "validation_accuracy", "test_accuracy", "test_nll", "test_ece", "test_brier"),
@@ -132,7 +133,10 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
         show.interrupted()
         raise
     show.close()
-    rows = [_row(run, store, failed) for run in runs]
+    found = {run.key: store.find(run) for run in ordered}
+    rows = [_row(run, found, failed) for run in runs]
+    if line := _of_other_data(ordered, found):
+        warnings.warn(line, stacklevel=2)
     tell(rows=rows)
     table = pd.DataFrame(rows)
     return table.assign(**{name: math.nan for name in METRICS if rows and name not in table})
@@ -182,7 +186,19 @@ def _planned(total: int, missing: list[Run], failed: Mapping[str, str]) -> Plann
     return Planned(f"dry run: {len(missing)} of {total} runs to train, about {cost}; nothing was trained")
 
 
-def _row(run: Run, store: Store, failed: Mapping[str, str]) -> dict[str, Any]:
+def _of_other_data(runs: Iterable[Run], found: Mapping[str, Result | None]) -> str:
+    """Say which runs were trained on other bytes than their data have here, as far as these are in memory."""
+    here = [(run, data.fingerprint) for run in runs if (data := run.data.loaded()) is not None]
+    other = [run for run, own in here if (result := found[run.key]) and result.provenance.get("data", own) != own]
+    if not other:
+        return ""
+    return (
+        f"{len(other)} of {len(found)} runs were trained on other bytes of {other[0].data.name} than there are here, "
+        f"first {other[0].label}: its files or what draws it have changed, or it was trained on another machine"
+    )
+
+
+def _row(run: Run, found: Mapping[str, Result | None], failed: Mapping[str, str]) -> dict[str, Any]:
     declared = inspect.signature(METHODS[run.method].factory).parameters
     row: dict[str, Any] = {
         "run": run.key,
@@ -192,13 +208,12 @@ def _row(run: Run, store: Store, failed: Mapping[str, str]) -> dict[str, Any]:
         "teacher": ", ".join(teacher.net.label for teacher in run.teachers),
         "teacher_epochs": max((teacher.recipe.last_epoch for teacher in run.teachers), default=0),
         "seed": run.seed,
-        "status": "failed" if run.key in failed else "finished",
-        "error": failed.get(run.key, ""),
     }
-    result = None if run.key in failed else store.find(run)
+    result = None if run.key in failed else found[run.key]
+    row |= {"status": "failed" if result is None else "finished", "error": failed.get(run.key, "")}
     if result is None:
-        return row
-    taught_by = [found.metrics["test_accuracy"] for t in run.teachers if (found := store.find(t))]
+        return row | {"error": row["error"] or "what was stored of it is damaged: the same call trains it again"}
+    taught_by = [there.metrics["test_accuracy"] for t in run.teachers if (there := found[t.key])]
     if taught_by:
         row["teacher_test_accuracy"] = sum(taught_by) / len(taught_by)
     return row | dict(result.metrics)

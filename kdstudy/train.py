@@ -210,7 +210,7 @@ class Training:
             "epoch": epoch,
             "learning_rate": self._schedule(len(order) - 1, len(order))[1],
             "train_accuracy": (part.predicted == data.train.labels)[seen].float().mean().item(),
-            **self.check(),
+            **self._means(part),
         }
 
     def _schedule(self, step: int, steps: int) -> tuple[float, float]:
@@ -218,16 +218,10 @@ class Training:
         progress = (self.epoch + step / steps) / self.recipe.epochs
         return progress, self.recipe.learning_rate * self.recipe.schedule(progress)
 
-    def check(self) -> dict[str, float]:
-        """Return the mean of each loss term over the steps of the epoch under way.
-
-        Raises:
-            KDStudyError: if one is not finite, or if the loss is far above what it began with.
-        """
-        if self.part is None:
-            return {}
+    def _means(self, part: Epoch) -> dict[str, float]:
+        """Return the mean of each loss term over an epoch; refuse one that has diverged."""
         first = [sum(v for k, v in record.items() if k.startswith("loss_")) for record in self.history[:1]]
-        return self.part.means(math.log(self.data.num_classes), first[0] if first else None)
+        return part.means(math.log(self.data.num_classes), first[0] if first else None)
 
     def _begin(self) -> Epoch:
         """Return the next epoch before its first step, and remember the buffers, which change within a step."""
@@ -297,8 +291,9 @@ class Training:
         now = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
         if self.part is not None and not self.part.done:
             now |= {name: value for name, value in self._buffers.items() if name in now}
-        alike = torch.contiguous_format
-        return {k: v.detach().clone(memory_format=alike) for k, v in now.items() if isinstance(v, Tensor)}
+        alike = torch.contiguous_format  # on the CPU, since a GPU may have no room for a copy
+        held = {name: value.detach() for name, value in now.items() if isinstance(value, Tensor)}
+        return {name: value.to("cpu", copy=True, memory_format=alike) for name, value in held.items()}
 
     def load(self, tensors: dict[str, Tensor], history: list[dict[str, Any]], best_epoch: int) -> None:
         """Go on from a state; between epochs random streams need none, since each epoch's begin anew from the seed."""

@@ -280,7 +280,7 @@ def test_but_changes_only_what_it_is_told():
     for field in dataclasses.fields(Run):
         if field.name != "seed":
             assert getattr(changed, field.name) == getattr(STUDENT, field.name)
-    with pytest.raises(TypeError):
+    with pytest.raises(KDStudyError, match="unknown parameter 'sead': did you mean 'seed'?"):
         STUDENT.but(sead=9)
 
 

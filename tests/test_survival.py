@@ -23,7 +23,7 @@ from kdstudy import METHODS, Data, Hard, Method, Net, Recipe, Run, listing, plac
 from kdstudy import checkpoint as checkpoint_module
 from kdstudy import finish as finish_module
 from kdstudy import store as store_module
-from kdstudy.engines import here
+from kdstudy.engines import here, workers
 from kdstudy.errors import KDStudyError
 from kdstudy.places import sealed, unsealed
 from kdstudy.replay import Recorder
@@ -33,6 +33,7 @@ from kdstudy.train import Training
 
 DATA = Data("digits", subset=100)
 RECIPE = Recipe(epochs=3, batch=32, precision="float32")  # 3 steps an epoch
+LONG = Recipe(epochs=10_000, batch=32, precision="float32")
 TEACHER = Run(Net("resnet8", width=6), data=DATA, recipe=Recipe(epochs=1, batch=32, precision="float32"))
 STUDENT = Run(Net("resnet8", width=4), data=DATA, recipe=RECIPE, method="kd", teachers=(TEACHER,), seed=3)
 train_module = sys.modules["kdstudy.train"]  # where the package has the function
@@ -229,7 +230,7 @@ def test_a_thread_trains_without_signals(store, taught):
 
 
 def test_a_disk_that_is_full_at_a_signal_is_said_in_one_line(store, ending, monkeypatch):
-    def full(file, write):
+    def full(file, write, **options):
         raise KDStudyError(f"cannot write {file}: No space left on device")
 
     epochs = store.epochs(STUDENT)
@@ -286,6 +287,82 @@ def test_a_process_that_is_ended_leaves_a_checkpoint_and_no_worker(number, way, 
         assert (tmp_path / key / "checkpoint.safetensors").exists()
 
 
+def test_a_signal_in_a_step_that_fails_is_not_lost(store, ending, monkeypatch):
+    def fails(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("as a bug would")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", fails)
+    with pytest.raises(Ended):
+        list(here([STUDENT], store))
+
+
+def test_a_signal_is_not_lost_where_nothing_can_be_kept(store, ending, monkeypatch):
+    def no_memory(self):
+        raise MemoryError
+
+    epochs = store.epochs(STUDENT)
+    next(epochs)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "state", no_memory)
+        with pytest.warns(UserWarning, match="MemoryError; what was trained since the last"), pytest.raises(Ended):
+            signal.raise_signal(signal.SIGTERM)
+    epochs.close()
+
+
+def test_a_signal_while_a_checkpoint_is_written_waits_for_it(store, taught, steps, monkeypatch):
+    """Also where somebody else's handler does not end anything."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    monkeypatch.setattr(store_module, "CHECKPOINT_SECONDS", -1)
+    at_call(monkeypatch, checkpoint_module, "save_file", 2)
+    try:
+        store.train(STUDENT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+    assert kept(store, STUDENT) == kept(taught, STUDENT)
+
+
+def test_an_interrupt_while_the_end_is_kept_leaves_no_handler_behind(store, ending, monkeypatch):
+    epochs = store.epochs(STUDENT)
+    next(epochs)
+    at_call(monkeypatch, checkpoint_module, "save_file", 1)
+    with pytest.raises(Ended):
+        epochs.close()
+    assert (store.folder(STUDENT) / "checkpoint.safetensors").exists()  # and `ending` looks at the handler
+
+
+def test_a_process_forked_from_a_training_writes_nothing_of_it(store, ending):
+    epochs = store.epochs(STUDENT)
+    next(epochs)
+    file = store.folder(STUDENT) / "checkpoint.safetensors"
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Ended:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert not file.exists()
+    epochs.close()
+    assert file.exists()
+
+
+def test_workers_are_told_once_to_end(tmp_path):
+    """A second signal would end them at once, without a checkpoint."""
+    runs = [STUDENT.but(method="scratch", teachers=(), seed=seed, recipe=LONG) for seed in (1, 2)]
+    events, seen = workers(runs, Store(tmp_path), 2), set()
+    for event in events:
+        seen.add(event.run)
+        if len(seen) == 2:
+            break
+    events.close()
+    for run in runs:
+        assert (tmp_path / run.key / "checkpoint.safetensors").exists()
+
+
 # Between two steps
 
 
@@ -339,7 +416,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_not_believed(store, taught, steps):
     held = bytearray(file.read_bytes())
     held[-100] ^= 1
     file.write_bytes(held)
-    with pytest.warns(UserWarning, match="checkpoint.safetensors is damaged: training begins anew"):
+    with pytest.warns(UserWarning, match="checkpoint.safetensors is damaged, or an older kdstudy's: training begins"):
         store.train(STUDENT)
     assert len(steps) == 3 + 9
     assert kept(store, STUDENT) == kept(taught, STUDENT)
@@ -508,15 +585,49 @@ def test_results_of_the_first_format_are_still_read(finished):
     assert len(finished.find(TEACHER).history) == 1
 
 
-def test_a_result_of_other_images_is_noticed(finished):
+def test_results_of_other_images_are_noticed_and_kept(finished):
     """As where the code that draws images changed, but not its version."""
     file = finished.folder(TEACHER) / "result.json"
     said = unsealed(file.read_text())
     assert said["provenance"]["data"] == DATA.load().fingerprint
+    study([TEACHER, STUDENT], store=finished)
     said["provenance"]["data"] = "0" * 16
     file.write_text(sealed(said))
-    with pytest.warns(UserWarning, match="was trained on other images than digits has now; it is set aside"):
-        assert finished.find(TEACHER) is None
+    with pytest.warns(
+        UserWarning, match=f"1 of 2 runs were trained on other bytes of digits .* first {TEACHER.label[:7]}"
+    ):
+        assert study([TEACHER, STUDENT], store=finished)["status"].tolist() == ["finished"] * 2
+
+
+def test_what_is_set_aside_while_a_study_ends_is_not_said_to_be_finished(finished, monkeypatch):
+    find, calls = Store.find, itertools.count(1)
+    monkeypatch.setattr(Store, "find", lambda self, run: find(self, run) if next(calls) == 1 else None)
+    row = study([TEACHER], store=finished).iloc[0]
+    assert row["status"] == "failed"
+    assert row["error"] == "what was stored of it is damaged: the same call trains it again"
+
+
+def test_what_the_disk_cannot_read_is_damaged(finished, monkeypatch):
+    def bad_sector(file):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    result = finished.find(TEACHER)
+    monkeypatch.setattr("kdstudy.stored.checksum", bad_sector)
+    with pytest.raises(
+        DamagedError, match=r"weights.safetensors cannot be read \(Input/output error\); it is set aside"
+    ):
+        result.file("weights.safetensors")
+
+
+def test_a_run_that_another_process_trains_again_is_not_waited_for(finished, monkeypatch):
+    def busy(self, *args, **kwargs):
+        raise filelock.Timeout(self.lock_file)
+
+    result = finished.find(TEACHER)
+    flipped(finished.folder(TEACHER) / "history.jsonl", None)
+    monkeypatch.setattr(filelock.FileLock, "acquire", busy)
+    with pytest.raises(DamagedError, match="another process trains it again: ask for the run again"):
+        _ = result.history
 
 
 def test_a_result_says_which_weights_taught(taught):
@@ -528,10 +639,12 @@ def test_a_result_says_which_weights_taught(taught):
 
 
 class Grows(Method):
-    """Has a loss that grows with the schedule, without ever being infinite."""
+    """Has a loss that grows with the schedule, without being infinite."""
+
+    factor = 1e4
 
     def forward(self, step):
-        return {"hard": Hard()(step)["hard"] * (1.0 if step.progress < 0.34 else 1e4)}
+        return {"hard": Hard()(step)["hard"] * (1.0 if step.progress < 0.34 else self.factor)}
 
 
 def test_a_loss_far_above_what_it_began_with_ends_training(store, monkeypatch):
@@ -546,7 +659,8 @@ def test_a_loss_far_above_what_it_began_with_ends_training(store, monkeypatch):
     assert (row["status"], row["error"].split(":")[0]) == ("failed", "training diverged in epoch 1")
 
 
-def test_what_has_diverged_is_not_kept(store, monkeypatch):
+def test_what_is_not_finite_is_not_kept(store, monkeypatch):
+    monkeypatch.setattr(Grows, "factor", torch.inf)
     METHODS.register("grows")(Grows)
     monkeypatch.setattr(store_module, "CHECKPOINT_SECONDS", -1)
     run = STUDENT.but(method="grows", teachers=())
@@ -554,7 +668,21 @@ def test_what_has_diverged_is_not_kept(store, monkeypatch):
         store.train(run)
     held = load_file(store.folder(run) / "checkpoint.safetensors")
     assert sum(name.startswith("predictions/") for name in held) == 1
-    assert held["part/done"] == 1  # the second step of that epoch was the first to be too large
+    assert held["part/done"] == 1  # the second step of that epoch was the first to fail
+
+
+class Stutters(Method):
+    """Has one step, the first of the second epoch, whose loss is far above the others'."""
+
+    def forward(self, step):
+        return {"hard": Hard()(step)["hard"] * (200.0 if 0.33 < step.progress < 0.34 else 1.0)}
+
+
+@pytest.mark.parametrize("seconds", [-1, 1e9])
+def test_whether_training_diverged_does_not_depend_on_checkpoints(seconds, store, monkeypatch):
+    METHODS.register("stutters")(Stutters)
+    monkeypatch.setattr(store_module, "CHECKPOINT_SECONDS", seconds)
+    assert len(store.train(STUDENT.but(method="stutters", teachers=())).history) == 3
 
 
 def test_outputs_that_are_not_finite_are_no_result(store, monkeypatch):

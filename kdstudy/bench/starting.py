@@ -16,10 +16,12 @@ from typing import Any
 from kdstudy.bench.setting import result
 from kdstudy.bench.timing import interleaved
 from kdstudy.data import Data
+from kdstudy.places import checksum, sealed, unsealed
 from kdstudy.recipe import Recipe
 from kdstudy.runs import Run
 from kdstudy.specs import canonical
 from kdstudy.store import Store
+from kdstudy.stored import RESULT
 from kdstudy.study import study
 
 IMPORT = 2.5  # times `import torch`, at most
@@ -75,7 +77,10 @@ def opening(repeats: int, number: int) -> dict[str, Any]:
         trained = store.train(students[0])
         for run in students[1:]:
             shutil.copytree(trained.folder, store.folder(run))
-            (store.folder(run) / "spec.json").write_text(canonical(run.spec()))
+            spec, file = store.folder(run) / "spec.json", store.folder(run) / RESULT
+            spec.write_text(canonical(run.spec()))
+            said = unsealed(file.read_text()) or {}
+            file.write_text(sealed(said | {"files": said["files"] | {spec.name: checksum(spec)}}))
 
         def opened() -> float:
             with redirect_stderr(io.StringIO()):

@@ -165,6 +165,10 @@ class Data:
             return None
         if self._seen is None or self._seen.version != entry.version:  # edited meanwhile
             source = self._make()
+            if DATASETS[self.name].version != entry.version:
+                raise KDStudyError(
+                    f"data set {self.name!r}: its factory changes something that it uses, such as a global"
+                )
             self._seen = Seen(_content(source), source.cache.name if source.cache else None, entry.version)
             _kept(_sources, self._held(self._seen), 2, lambda: source)
         return self._seen
