@@ -216,7 +216,9 @@ def test_a_broken_checkpoint_is_passed_over(tmp_path, trained):
     store = Store(tmp_path)
     store.folder(TEACHER).mkdir()
     (store.folder(TEACHER) / "checkpoint.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
-    with pytest.warns(UserWarning, match="checkpoint.safetensors is damaged, or an older kdstudy's: training begins anew"):
+    with pytest.warns(
+        UserWarning, match="checkpoint.safetensors is damaged, or an older kdstudy's: training begins anew"
+    ):
         store.train(TEACHER)
     assert trained == [0]
 
