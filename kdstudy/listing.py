@@ -35,7 +35,7 @@ _SAID = ("net", "data", "method", "recipe", "seed", "teachers", "init")
 
 
 def aligned(table: pd.DataFrame, width: int = WIDTH) -> list[str]:
-    """Return a table as lines of aligned columns; the widest are cut until a line fits.
+    """Return a table as lines of aligned columns; the widest are cut until a line fits, the last one at the very end.
 
     Args:
         table: the table; what is missing is left blank.
@@ -51,7 +51,8 @@ def aligned(table: pd.DataFrame, width: int = WIDTH) -> list[str]:
     columns = [[str(name), *map(_cell, table[name])] for name in table]
     widths = [max(map(len, column)) for column in columns]
     while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 2:
-        widths[widths.index(max(widths))] -= 1
+        some = widths[:-1] if max(widths[:-1], default=0) > 10 else widths
+        widths[some.index(max(some))] -= 1
     cut = [
         [cell if len(cell) <= w else f"{cell[: w - 1]}…" for cell in column]
         for column, w in zip(columns, widths, strict=True)
