@@ -228,8 +228,7 @@ class Recorder:
     def _keep(self, file: Path, logits: Tensor) -> None:
         kept = logits.contiguous().cpu()
         with suppress(KDStudyError):  # a full disk is no reason to stop
-            held = {"logits": kept, "digest": _digest(kept)}  # which shows what has not reached the disk
-            write_atomically(file, lambda partial: save_file(held, partial), lasting=False)
+            write_atomically(file, lambda partial: save_file({"logits": kept, "digest": _digest(kept)}, partial))
 
 
 def read_epoch(file: Path) -> Tensor | None:
