@@ -8,7 +8,7 @@ from kdstudy import claims, data, losses, methods, metrics, nets, plots, report,
 from kdstudy.claims import Claim, Verdicts
 from kdstudy.data import DATASETS, Data, Views
 from kdstudy.errors import KDStudyError
-from kdstudy.method import METHODS, Hard, Match, Method, Nets, Scaled, Soft, Step, Sum
+from kdstudy.method import METHODS, Hard, Match, Method, Nets, Relate, Scaled, Soft, Step, Sum
 from kdstudy.nets import NETWORKS, Staged, Tapped
 from kdstudy.networks import Net, Pretrained
 from kdstudy.published import published
@@ -33,6 +33,7 @@ __all__ = [
     "Nets",
     "Pretrained",
     "Recipe",
+    "Relate",
     "Result",
     "Run",
     "Scaled",

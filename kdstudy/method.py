@@ -114,8 +114,8 @@ class Method(nn.Module):
     """What the student learns from: asked for named loss terms, whose sum is minimised.
 
     Attributes:
-        needs: the teacher's taps it reads. Nothing: it takes no teacher. The logits alone: the teacher's
-            outputs are recorded once and shared by all its students.
+        needs: the teacher's taps it reads, which `build` may still settle. Nothing: it takes no teacher. The
+            logits alone: the teacher's outputs are recorded once and shared by all its students.
     """
 
     needs: frozenset[str] = frozenset()
@@ -148,6 +148,7 @@ class Sum(Method):
         """Build each part."""
         for part in self._methods():
             part.build(nets)
+        self.needs = frozenset[str]().union(*(part.needs for part in self._methods()))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the terms of all parts."""
@@ -185,6 +186,7 @@ class Scaled(Method):
     def build(self, nets: Nets) -> None:
         """Build the method."""
         self.method.build(nets)
+        self.needs = self.method.needs
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the weighted terms."""
@@ -285,3 +287,47 @@ class Match(Method):
         """Return the term "match_TAP"."""
         adapted = self.adapter(step.student[self.tap])
         return {f"match_{self.tap}": self.loss(adapted, step.teacher[self.teacher_tap])}
+
+
+class Relate(Method):
+    """A loss between what student and teacher say of the samples' relations, whatever the size of their features.
+
+    Args:
+        loss: takes the student's output (B, ...) and the teacher's (B, ...), of any further shapes; returns a scalar.
+        tap: the tap of both; None takes the last feature map of each.
+        teacher_tap: the teacher's, if it has another name.
+
+    Raises:
+        KDStudyError: when it is built, if there is no such tap.
+    """
+
+    def __init__(
+        self, loss: Callable[[Tensor, Tensor], Tensor], tap: str | None = None, teacher_tap: str | None = None
+    ) -> None:
+        super().__init__()
+        self.loss, self.tap, self.teacher_tap = loss, tap, teacher_tap or tap
+        self.needs = frozenset({self.teacher_tap or "the last feature map"})
+
+    def build(self, nets: Nets) -> None:
+        """Find the taps."""
+        self.tap = _known(nets.shapes(nets.student), self.tap, "tap")
+        self.teacher_tap = _known(nets.shapes(nets.teachers[0]), self.teacher_tap, "teacher's tap")
+        self.needs = frozenset({self.teacher_tap})
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Return the term "relate_TAP"."""
+        assert self.tap is not None
+        assert self.teacher_tap is not None
+        return {f"relate_{self.tap}": self.loss(step.student[self.tap], step.teacher[self.teacher_tap])}
+
+
+def _known(shapes: Shapes, tap: str | None, what: str) -> str:
+    """Return a tap that there is; the last feature map's if none is named."""
+    maps = [name for name, shape in shapes.items() if len(shape) == 3]
+    if tap is None:
+        if not maps:
+            raise KDStudyError(f"{what}: the network has no feature map; name one of {', '.join(shapes)}")
+        return maps[-1]
+    if tap not in shapes:
+        raise unknown(what, tap, shapes)
+    return tap

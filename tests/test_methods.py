@@ -20,8 +20,8 @@ import kdstudy.methods  # noqa: F401  (entering the methods in the registry)
 from kdstudy import metrics
 from kdstudy.data import Data, Dataset, Views
 from kdstudy.errors import KDStudyError
-from kdstudy.method import METHODS, Hard, Match, Method, Nets, Outputs, Scaled, Soft, Step, Sum, outputs
-from kdstudy.nets import Staged, create
+from kdstudy.method import METHODS, Hard, Match, Method, Nets, Outputs, Relate, Scaled, Soft, Step, Sum, outputs
+from kdstudy.nets import Staged, Tapped, create
 from kdstudy.recipe import Recipe, seeded
 from kdstudy.schedules import constant, cosine, until
 from kdstudy.train import Training, predict
@@ -487,6 +487,52 @@ def test_match_refuses_shapes_that_differ_naming_both():
 def test_match_refuses_taps_that_there_are_not(taps):
     with pytest.raises(KDStudyError, match="unknown tap 'stage4': did you mean 'stage"):
         Match(F.mse_loss, *taps).build(nets())
+
+
+def distances(ours: Tensor, theirs: Tensor) -> Tensor:
+    """How far the samples' distances from each other are apart."""
+    return (torch.cdist(ours.flatten(1), ours.flatten(1)) - torch.cdist(theirs.flatten(1), theirs.flatten(1))).mean()
+
+
+def test_relations_are_compared_whatever_the_features_size():
+    method = Relate(distances, "pool")
+    assert method.needs == {"pool"}
+    method.build(nets())
+    ours, theirs = drawn(1, 5, 16), drawn(2, 5, 24)
+    terms = method(a_step(student=given(pool=ours), teacher=given(pool=theirs)))
+    expected = np.mean(
+        [
+            [np.linalg.norm(ours[i] - ours[j]) - np.linalg.norm(theirs[i] - theirs[j]) for i in range(5)]
+            for j in range(5)
+        ]
+    )
+    assert list(terms) == ["relate_pool"]
+    assert terms["relate_pool"].item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "needs"), [("resnet8", "vgg8", "stage4"), ("vgg8", "resnet8", "stage3")]
+)
+def test_without_a_name_the_last_feature_maps_are_related(student, teacher, needs):
+    made = Sum(Hard(), Scaled(2.0, Relate(distances)))
+    assert made.needs == {"the last feature map"}
+    small, large = (create(name, num_classes=10, channels=1) for name in (student, teacher))
+    run = Training(small, digits(), made, teachers=[large], recipe=TWO, device=torch.device("cpu"))
+    assert run.method.needs == {needs}
+    assert not run.replays
+    assert next(run.epochs())[f"loss_relate_{'stage3' if student == 'resnet8' else 'stage4'}"] != 0
+
+
+@pytest.mark.parametrize("taps", [("stage5",), ("pool", "stage5")])
+def test_relate_refuses_taps_that_there_are_not(taps):
+    with pytest.raises(KDStudyError, match="tap 'stage5': did you mean 'stage"):
+        Relate(distances, *taps).build(nets())
+
+
+def test_relate_refuses_a_network_without_feature_maps():
+    flat = Tapped(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    with pytest.raises(KDStudyError, match="tap: the network has no feature map; name one of pool, logits"):
+        Relate(distances).build(nets(student=flat))
 
 
 def fitnet() -> Method:
