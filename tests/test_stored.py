@@ -694,7 +694,7 @@ def twice(entries, said):
 
 def newer_result(entries, said):
     name = f"{TEACHER.key}/result.json"
-    entries[name] = sealed(unsealed(entries[name]) | {"format": 7}).encode()
+    entries[name] = sealed(unsealed(entries[name].decode()) | {"format": 7}).encode()
     rehashed(entries, said)
 
 
