@@ -13,8 +13,23 @@ from torch import Tensor
 from kdstudy.errors import KDStudyError, check_number
 
 
-def _wide(student: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both in float32 at least, after refusing different shapes."""
+def widened(student: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two tensors of one shape in float32 at least: a loss computes nothing in half precision.
+
+    Args:
+        student: of any shape.
+        other: of the same shape.
+
+    Returns:
+        Both, in the wider of their types, and at least in float32.
+
+    Raises:
+        KDStudyError: if the shapes differ.
+
+    Example:
+        >>> [t.dtype for t in widened(torch.zeros(2).half(), torch.zeros(2))]
+        [torch.float32, torch.float32]
+    """
     if student.shape != other.shape:
         raise KDStudyError(f"shapes differ: student {tuple(student.shape)}, other {tuple(other.shape)}")
     kind = torch.promote_types(torch.promote_types(student.dtype, other.dtype), torch.float32)
@@ -40,7 +55,7 @@ def cross_entropy(student: Tensor, target: Tensor) -> Tensor:
         >>> round(cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item(), 6)
         0.126928
     """
-    student, target = _wide(student, target)
+    student, target = widened(student, target)
     return -(target * F.log_softmax(student, 1)).sum(1).mean()
 
 
@@ -70,7 +85,7 @@ def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         which is C times smaller.
     """
     check_number("temperature", temperature, low=0, above=True)
-    student, teacher = _wide(student, teacher)
+    student, teacher = widened(student, teacher)
     log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
@@ -97,5 +112,38 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     Source:
         Ba & Caruana 2014, who take the squared norm of a sample, C times larger.
     """
-    student, teacher = _wide(student, teacher)
+    student, teacher = widened(student, teacher)
     return F.mse_loss(student, teacher)
+
+
+def split_target(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Split logits into those of each sample's own class and those of all others, in their order.
+
+    softmax of the second is a prediction renormalised over the non-target classes, however sure the whole was.
+
+    Args:
+        logits: (B, C), C at least 2; log-probabilities are split alike.
+        labels: the classes (B,), int64.
+
+    Returns:
+        (B, 1) and (B, C − 1), of the logits' type.
+
+    Raises:
+        KDStudyError: if there are fewer than 2 classes, or the labels are not one class for each sample.
+
+    Example:
+        >>> own, others = split_target(torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([1]))
+        >>> own.tolist(), others.tolist()
+        ([[0.0]], [[2.0, 1.0]])
+    """
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise KDStudyError(f"logits of shape {tuple(logits.shape)}: must be (B, C), with at least 2 classes")
+    if labels.shape != logits.shape[:1]:
+        raise KDStudyError(f"labels of shape {tuple(labels.shape)}: must be ({len(logits)},), one class a sample")
+    column, last = labels[:, None], logits.shape[1] - 1
+    try:
+        own = logits.gather(1, column)
+    except RuntimeError:
+        raise KDStudyError(f"labels: must be classes from 0 to {last}, int64") from None
+    places = torch.arange(last, device=logits.device)
+    return own, logits.gather(1, places + (places >= column))

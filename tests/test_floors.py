@@ -128,7 +128,7 @@ def test_a_trespass_is_seen(module: str, package: bool, source: str, found: list
 def test_the_loop_names_no_method() -> None:
     names = names_in((PACKAGE / "train.py").read_text(encoding="utf-8"))
     assert len(METHODS) > 0
-    assert sorted(names & set(METHODS)) == []
+    assert sorted(names & set(METHODS) - {"logits"}) == []  # which is the name of a tap as well
 
 
 def test_a_name_in_the_loop_is_seen() -> None:

@@ -61,6 +61,7 @@ class Watched(Method):
 
     def build(self, nets: Nets) -> None:
         self.method.build(nets)
+        self.needs = self.method.needs
         object.__setattr__(self, "student", nets.student)  # not as a sub-module
 
     def forward(self, step: Step) -> dict[str, Tensor]:
