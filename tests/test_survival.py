@@ -288,9 +288,13 @@ def test_a_process_that_is_ended_leaves_a_checkpoint_and_no_worker(number, way, 
 
 
 def test_a_signal_in_a_step_that_fails_is_not_lost(store, ending, monkeypatch):
+    whole, calls = torch.optim.SGD.step, itertools.count(1)
+
     def fails(self, *args, **kwargs):
-        signal.raise_signal(signal.SIGTERM)
-        raise RuntimeError("as a bug would")
+        if next(calls) == 2:  # before the first one is done, there is nothing to wait for
+            signal.raise_signal(signal.SIGTERM)
+            raise RuntimeError("as a bug would")
+        return whole(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.SGD, "step", fails)
     with pytest.raises(Ended):
@@ -350,8 +354,10 @@ def test_a_process_forked_from_a_training_writes_nothing_of_it(store, ending):
     assert file.exists()
 
 
-def test_workers_are_told_once_to_end(tmp_path):
-    """A second signal would end them at once, without a checkpoint."""
+def test_workers_are_told_once_to_end_and_keep_a_checkpoint(tmp_path, monkeypatch):
+    """A second signal would end them at once, in the middle of a step."""
+    told, terminate = [], subprocess.Popen.terminate
+    monkeypatch.setattr(subprocess.Popen, "terminate", lambda self: (told.append(self.pid), terminate(self)))
     runs = [STUDENT.but(method="scratch", teachers=(), seed=seed, recipe=LONG) for seed in (1, 2)]
     events, seen = workers(runs, Store(tmp_path), 2), set()
     for event in events:
@@ -359,6 +365,7 @@ def test_workers_are_told_once_to_end(tmp_path):
         if len(seen) == 2:
             break
     events.close()
+    assert len(told) == len(set(told)) == 2
     for run in runs:
         assert (tmp_path / run.key / "checkpoint.safetensors").exists()
 
