@@ -162,16 +162,16 @@ def test_nbval_executes_every_cell(notebook: Path) -> None:
 
 @pytest.mark.skipif("KDSTUDY_TEST_IMAGES" not in os.environ, reason="KDSTUDY_TEST_IMAGES names no folder of images")
 def test_capacity_gap_on_real_images(tmp_path: Path) -> None:
-    """A reduced study on photographs: 80 training and 40 test images of each class."""
+    """A reduced study on photographs: 30 training and 20 test images of each class."""
     images = Path(os.environ["KDSTUDY_TEST_IMAGES"])
-    for part, count in (("train", 80), ("test", 40)):
+    for part, count in (("train", 30), ("test", 20)):
         for kind in sorted(p for p in (images / part).iterdir() if p.is_dir()):
             (tmp_path / "images" / part / kind.name).mkdir(parents=True)
             for file in itertools.islice(sorted(kind.iterdir()), count):
                 shutil.copy(file, tmp_path / "images" / part / kind.name)
-    assert folder(str(tmp_path / "images")).train_images.shape == (800, 32, 32, 3)
+    assert folder(str(tmp_path / "images")).train_images.shape == (300, 32, 32, 3)
 
-    given = {"dataset": f"folder:{tmp_path / 'images'}", "images": 700, "seeds": 2, "epochs": 2}
+    given = {"dataset": f"folder:{tmp_path / 'images'}", "images": 250, "seeds": 2, "epochs": 2}
     texts = itertools.chain.from_iterable(("-p", name, str(value)) for name, value in given.items())
     status, said = run("capacity_gap", "--scale", "smoke", *texts, "--out", tmp_path / "out")
     assert status == 0, said
