@@ -36,6 +36,62 @@ def widened(student: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return student.to(kind), other.to(kind)
 
 
+def flat_rows(features: Tensor) -> Tensor:
+    """Return each sample's features as a row, in float32 at least.
+
+    Args:
+        features: (B, ...).
+
+    Returns:
+        (B, n).
+
+    Example:
+        >>> flat_rows(torch.zeros(4, 3, 2, 2).half()).shape
+        torch.Size([4, 12])
+    """
+    return features.reshape(len(features), -1).to(torch.promote_types(features.dtype, torch.float32))
+
+
+def products(rows: Tensor) -> Tensor:
+    """Return the products of all pairs of rows, in the rows' own precision under autocast too.
+
+    G = R Rᵀ, which autocast would compute in bfloat16, whatever the type.
+
+    Args:
+        rows: (..., B, n).
+
+    Returns:
+        (..., B, B).
+
+    Example:
+        >>> products(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).tolist()
+        [[1.0, 2.0], [2.0, 4.0]]
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows @ rows.mT
+
+
+def cosines(features: Tensor, epsilon: float) -> Tensor:
+    """Return the cosines of all pairs of samples.
+
+    cos_ij = ⟨f_i, f_j⟩ / (‖f_i‖ ‖f_j‖), where a norm of at most ε is not divided by.
+
+    Args:
+        features: (B, ...).
+        epsilon: ε, at least 0.
+
+    Returns:
+        (B, B), in float32 at least, in [-1, 1] but for rounding.
+
+    Example:
+        >>> cosines(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), 1e-12).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    rows = flat_rows(features)
+    norms = rows.norm(dim=1, keepdim=True)
+    return products(rows / torch.where(norms > epsilon, norms, 1.0))
+
+
 def cross_entropy(student: Tensor, target: Tensor) -> Tensor:
     """Return the cross-entropy of the student's prediction against target probabilities.
 

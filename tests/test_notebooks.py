@@ -143,7 +143,8 @@ def test_a_value_out_of_range_ends_in_one_line_before_anything_is_trained(
     )
     assert result.exit_code == 1
     assert [text for text in result.stderr.splitlines() if text.strip()] == [f"Error: {line}"]
-    assert capfd.readouterr().err == ""  # nor does the kernel say anything
+    said = capfd.readouterr().err.splitlines()  # nor does the kernel say anything of it
+    assert [text for text in said if text != "IOStream.flush timed out"] == []  # as ipykernel may while it ends
     assert not list(Path(os.environ["KDSTUDY_RUNS"]).glob("*/result.json"))
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["error"] == line
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdstudy.errors import check_number
-from kdstudy.losses import widened
+from kdstudy.losses import cosines, widened
 from kdstudy.method import METHODS, Hard, Method, Relate, Scaled, Sum
 
 EPSILON = 1e-12  # features whose norm is no greater are not divided by it
@@ -83,11 +83,7 @@ def cc(weight: float = 100.0, gamma: float = 0.4, order: int = 2, tap: str = "po
 
 def _correlations(features: Tensor, gamma: float, order: int) -> Tensor:
     """Return C, in float32 at least (B, B)."""
-    rows = features.reshape(len(features), -1).to(torch.promote_types(features.dtype, torch.float32))
-    norms = rows.norm(dim=1, keepdim=True)
-    rows = rows / torch.where(norms > EPSILON, norms, 1.0)
-    with torch.autocast(rows.device.type, enabled=False):  # which multiplies matrices in bfloat16, of whatever type
-        cosines = rows @ rows.T
+    near = cosines(features, EPSILON)
     powers = range(order + 1)
     logs = [p * math.log(2 * gamma) - 2 * gamma - math.lgamma(p + 1) for p in powers]
-    return torch.stack([math.exp(log) * cosines**p for log, p in zip(logs, powers, strict=True)]).sum(0)
+    return torch.stack([math.exp(log) * near**p for log, p in zip(logs, powers, strict=True)]).sum(0)

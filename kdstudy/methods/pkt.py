@@ -1,10 +1,9 @@
 """How likely a sample is to choose another as its neighbour."""
 
-import torch
 from torch import Tensor
 
 from kdstudy.errors import check_number
-from kdstudy.losses import widened
+from kdstudy.losses import cosines, widened
 from kdstudy.method import METHODS, Hard, Method, Relate, Scaled, Sum
 
 EPSILON = 1e-7  # beside a probability in a logarithm; features whose norm is no greater are not divided by it
@@ -29,6 +28,7 @@ def neighbour_divergence(student: Tensor, teacher: Tensor) -> Tensor:
         KDStudyError: if the batches differ in size.
 
     Example:
+        >>> import torch
         >>> round(neighbour_divergence(torch.eye(2), torch.ones(2, 5)).item(), 6)
         0.029446
 
@@ -68,9 +68,5 @@ def pkt(weight: float = 30000.0, tap: str = "pool", hard: float = 1.0) -> Method
 
 def _neighbours(features: Tensor) -> Tensor:
     """Return p, in float32 at least, each row's sum 1 (B, B)."""
-    rows = features.reshape(len(features), -1).to(torch.promote_types(features.dtype, torch.float32))
-    norms = rows.norm(dim=1, keepdim=True)
-    rows = rows / torch.where(norms > EPSILON, norms, 1.0)
-    with torch.autocast(rows.device.type, enabled=False):  # which multiplies matrices in bfloat16, of whatever type
-        kernel = (1 + rows @ rows.T) / 2
+    kernel = (1 + cosines(features, EPSILON)) / 2
     return kernel / kernel.sum(1, keepdim=True)

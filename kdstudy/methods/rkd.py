@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdstudy.errors import check_number
-from kdstudy.losses import widened
+from kdstudy.losses import flat_rows, products, widened
 from kdstudy.method import METHODS, Hard, Method, Nets, Relate, Scaled, Step, Sum
 
 NEAR = 1e-6  # the distance of samples that lie closer
@@ -134,7 +134,7 @@ def rkd(distance: float = 25.0, angle: float = 50.0, tap: str = "pool", hard: fl
 
 def _differences(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return f_i − f_j, in float32 at least (B, B, n), and their norms (B, B, 1)."""
-    rows = features.reshape(len(features), -1).to(torch.promote_types(features.dtype, torch.float32))
+    rows = flat_rows(features)
     apart = rows[:, None] - rows
     return apart, apart.norm(dim=2, keepdim=True)
 
@@ -150,6 +150,4 @@ def _distances(features: Tensor) -> Tensor:
 def _cosines(features: Tensor) -> Tensor:
     """Return the cosines of all angles, the vertex first (B, B, B)."""
     apart, far = _differences(features)
-    directions = apart / torch.where(far > NEAR, far, 1.0)
-    with torch.autocast(far.device.type, enabled=False):  # which multiplies matrices in bfloat16, of whatever type
-        return directions @ directions.mT
+    return products(apart / torch.where(far > NEAR, far, 1.0))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdstudy.errors import check_number
-from kdstudy.losses import widened
+from kdstudy.losses import flat_rows, products, widened
 from kdstudy.method import METHODS, Hard, Method, Relate, Scaled, Sum
 
 EPSILON = 1e-12  # a row of similarities whose norm is no greater is not divided by it
@@ -66,8 +66,6 @@ def sp(weight: float = 3000.0, tap: str | None = None, hard: float = 1.0) -> Met
 
 def _similarities(features: Tensor) -> Tensor:
     """Return G, in float32 at least (B, B)."""
-    rows = features.reshape(len(features), -1).to(torch.promote_types(features.dtype, torch.float32))
-    with torch.autocast(rows.device.type, enabled=False):  # which multiplies matrices in bfloat16, of whatever type
-        products = rows @ rows.T
-    norms = products.norm(dim=1, keepdim=True)
-    return products / torch.where(norms > EPSILON, norms, 1.0)
+    alike = products(flat_rows(features))
+    norms = alike.norm(dim=1, keepdim=True)
+    return alike / torch.where(norms > EPSILON, norms, 1.0)
