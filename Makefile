@@ -26,8 +26,8 @@ study: $(READY) ## run the capacity-gap study
 studies: $(READY) ## run every study
 	@.venv/bin/kdstudy run --all $(ARGS)
 
-test: $(READY) ## run all tests
-	@.venv/bin/python -m pytest $(ARGS)
+test: $(READY) ## run all tests, as many at once as there are cores
+	@.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 torture: $(READY) ## kill, damage and starve ROUNDS runs, and look whether anything is lost
 	@.venv/bin/python tests/torture.py --rounds $(ROUNDS) $(ARGS)

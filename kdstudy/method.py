@@ -57,6 +57,10 @@ class Outputs:
         return self._taps[tap]
 
 
+def _nobody(_: Tensor) -> Tensor:
+    raise KDStudyError("this step has no teacher that could be asked")
+
+
 @dataclass
 class Step:
     """One batch of training, as a method sees it.
@@ -69,6 +73,9 @@ class Step:
         progress: how much of the schedule has passed, in [0, 1).
         student: the student's outputs by tap, with gradients.
         teacher: the teacher's outputs by tap, without; those of several teachers are averaged.
+        ask: returns the teacher's logits (B, C) for other images (B, C, H, W), in a forward of its own, with gradients
+            with respect to the images if they ask for them; those of several teachers are averaged.
+        phase: which of the method's phases of this batch it is, from 0.
     """
 
     x: Tensor
@@ -78,6 +85,8 @@ class Step:
     progress: float
     student: Outputs
     teacher: Outputs
+    ask: Callable[[Tensor], Tensor] = _nobody
+    phase: int = 0
     _further: dict[int, Outputs] = field(default_factory=dict)
 
     def of(self, net: nn.Module) -> Outputs:
@@ -95,12 +104,14 @@ class Nets:
             `parameters()`, `train()` and `state_dict()` are never to reach a teacher.
         shape: an image's (C, H, W).
         fresh: makes another network like the student, with weights of its own.
+        labels: the training images' labels (N,), int64; a step's `index` says which of them its images are.
     """
 
     student: nn.Module
     teachers: tuple[nn.Module, ...]
     shape: tuple[int, int, int]
     fresh: Callable[[], nn.Module]
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def shapes(self, net: nn.Module) -> Shapes:
         """Return the shape of each tap of one of the networks for one image, without the batch."""
@@ -116,9 +127,16 @@ class Method(nn.Module):
     Attributes:
         needs: the teacher's taps it reads, which `build` may still settle. Nothing: it takes no teacher. The
             logits alone: the teacher's outputs are recorded once and shared by all its students.
+        phases: how often it is asked in each step, which `build` may still settle; after each phase what received a
+            gradient is updated, so that networks can learn from each other in turn.
+        untrained: the student's taps whose own parameters it does not train, such as a classifier that is replaced.
+        paired: which of the student's taps learn from which of the teacher's, in words, once it is built.
     """
 
     needs: frozenset[str] = frozenset()
+    phases: int = 1
+    untrained: frozenset[str] = frozenset()
+    paired: str = ""
 
     def build(self, nets: Nets) -> None:
         """Create what is trainable besides the student, such as adapters."""
@@ -126,6 +144,10 @@ class Method(nn.Module):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch by name, each a scalar."""
         raise NotImplementedError
+
+    def logits(self, step: Step) -> Tensor:
+        """Return what the network that is deployed predicts for a batch of training (B, C)."""
+        return step.student["logits"]
 
     def deploy(self, nets: Nets) -> nn.Module:
         """Return the network that is evaluated, counted and saved: the student, unless a method says else."""
@@ -136,19 +158,22 @@ class Sum(Method):
     """The sum of several methods: all their terms together.
 
     Args:
-        *parts: the methods; no two may name a term alike.
+        *parts: the methods; no two may name a term alike, and none may have several phases.
     """
 
     def __init__(self, *parts: Method) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.needs = frozenset[str]().union(*(part.needs for part in parts))
+        self._deploys: int | None = None
+        self._take()
 
     def build(self, nets: Nets) -> None:
         """Build each part."""
         for part in self._methods():
             part.build(nets)
-        self.needs = frozenset[str]().union(*(part.needs for part in self._methods()))
+        self._take()
+        if any(part.phases > 1 for part in self._methods()):
+            raise KDStudyError("a part of a Sum has several phases: it can only be used alone")
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the terms of all parts."""
@@ -160,13 +185,28 @@ class Sum(Method):
                 terms[name] = value
         return terms
 
+    def logits(self, step: Step) -> Tensor:
+        """Return what the part that deploys something other than the student predicts."""
+        return super().logits(step) if self._deploys is None else self._methods()[self._deploys].logits(step)
+
     def deploy(self, nets: Nets) -> nn.Module:
         """Return what the one part that deploys something other than the student deploys."""
-        nets_out = [part.deploy(nets) for part in self._methods()]
-        return next((net for net in nets_out if net is not nets.student), nets.student)
+        for i, part in enumerate(self._methods()):
+            net = part.deploy(nets)
+            if net is not nets.student:
+                self._deploys = i
+                return net
+        return nets.student
 
     def _methods(self) -> list[Method]:
         return [part for part in self.parts if isinstance(part, Method)]
+
+    def _take(self) -> None:
+        """Take over what the parts say of themselves."""
+        parts = self._methods()
+        self.needs = frozenset[str]().union(*(part.needs for part in parts))
+        self.untrained = frozenset.intersection(*(part.untrained for part in parts)) if parts else frozenset()
+        self.paired = "; ".join(part.paired for part in parts if part.paired)
 
 
 class Scaled(Method):
@@ -181,12 +221,12 @@ class Scaled(Method):
         super().__init__()
         self.weight = weight
         self.method = method
-        self.needs = method.needs
+        self._take()
 
     def build(self, nets: Nets) -> None:
         """Build the method."""
         self.method.build(nets)
-        self.needs = self.method.needs
+        self._take()
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the weighted terms."""
@@ -195,9 +235,18 @@ class Scaled(Method):
             return {}
         return {name: weight * value for name, value in self.method(step).items()}
 
+    def logits(self, step: Step) -> Tensor:
+        """Return what the method predicts."""
+        return self.method.logits(step)
+
     def deploy(self, nets: Nets) -> nn.Module:
         """Return what the method deploys."""
         return self.method.deploy(nets)
+
+    def _take(self) -> None:
+        """Take over what the method says of itself."""
+        of = self.method
+        self.needs, self.phases, self.untrained, self.paired = of.needs, of.phases, of.untrained, of.paired
 
 
 class Hard(Method):
@@ -282,6 +331,7 @@ class Match(Method):
             raise KDStudyError(
                 f"cannot match {self.tap} {ours} with the teacher's {self.teacher_tap} {theirs} without an adapter"
             )
+        self.paired = said(self.tap, ours, self.teacher_tap, theirs)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the term "match_TAP"."""
@@ -310,15 +360,28 @@ class Relate(Method):
 
     def build(self, nets: Nets) -> None:
         """Find the taps."""
-        self.tap = _known(nets.shapes(nets.student), self.tap, "tap")
-        self.teacher_tap = _known(nets.shapes(nets.teachers[0]), self.teacher_tap, "teacher's tap")
+        ours, theirs = nets.shapes(nets.student), nets.shapes(nets.teachers[0])
+        self.tap = _known(ours, self.tap, "tap")
+        self.teacher_tap = _known(theirs, self.teacher_tap, "teacher's tap")
         self.needs = frozenset({self.teacher_tap})
+        self.paired = said(self.tap, ours[self.tap], self.teacher_tap, theirs[self.teacher_tap])
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the term "relate_TAP"."""
         assert self.tap is not None
         assert self.teacher_tap is not None
         return {f"relate_{self.tap}": self.loss(step.student[self.tap], step.teacher[self.teacher_tap])}
+
+
+def said(tap: str, ours: tuple[int, ...], teacher_tap: str, theirs: tuple[int, ...]) -> str:
+    """Return in words that one tap learns from another.
+
+    Example:
+        >>> said("stage2", (32, 16, 16), "layer2", (128, 8, 8))
+        'stage2 32×16×16 with layer2 128×8×8'
+    """
+    sizes = ("×".join(map(str, shape)) for shape in (ours, theirs))
+    return f"{tap} {next(sizes)} with {teacher_tap} {next(sizes)}"
 
 
 def _known(shapes: Shapes, tap: str | None, what: str) -> str:

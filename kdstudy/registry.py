@@ -22,11 +22,15 @@ class Entry:
         factory: the callable that makes the thing.
         version: what identifies its behaviour: a number raised by hand for what ships with kdstudy,
             a hash of the source, as it is now, for what a user registers (see `source_hash`).
+        family: what it is one of, where lists are grouped.
+        paper: where it comes from.
     """
 
     name: str
     factory: Callable[..., Any]
     version: int | str
+    family: str = ""
+    paper: str = ""
 
     @property
     def shipped(self) -> bool:
@@ -60,13 +64,15 @@ class Registry(dict[str, Entry]):
         super().__init__()
         self.kind = kind
 
-    def register(self, name: str, *, version: int = 1) -> Callable[[F], F]:
+    def register(self, name: str, *, version: int = 1, family: str = "", paper: str = "") -> Callable[[F], F]:
         """Return the decorator that enters a factory under `name`.
 
         Args:
             name: the name to be used in a `Run`.
             version: raised whenever a change of a built-in factory changes results; what a user
                 registers is known by its source instead.
+            family: what it is one of, where lists are grouped.
+            paper: where it comes from: authors, year and, if there is one, the arXiv number.
 
         Raises:
             KDStudyError: if something else has that name already. Running the same definition again,
@@ -78,7 +84,7 @@ class Registry(dict[str, Entry]):
             if before is not None and origin(before.factory) != origin(factory):
                 raise KDStudyError(f"{self.kind} {name!r} is registered already, by {origin(before.factory)}")
             shipped = factory.__module__.startswith("kdstudy.")
-            self[name] = Entry(name, factory, version if shipped else source_hash(factory))
+            self[name] = Entry(name, factory, version if shipped else source_hash(factory), family, paper)
             return factory
 
         return enter

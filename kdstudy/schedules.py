@@ -14,7 +14,7 @@ from kdstudy.errors import KDStudyError, check_number, shown, unknown
 class Schedule:
     """A function of progress that is also a value: two schedules that say the same are equal.
 
-    Made by `constant`, `until`, `cosine` and `steps`.
+    Made by `constant`, `until`, `linear`, `rising`, `cosine` and `steps`.
 
     Attributes:
         kind: the schedule's name.
@@ -117,6 +117,26 @@ def linear(first: float, last: float = 0.0) -> Schedule:
     return Schedule("linear", (first, last))
 
 
+def rising(end: float) -> Schedule:
+    """Return the schedule that rises from 0 to 1 while progress < end, and stays there: f(p) = min(1, p / end).
+
+    Args:
+        end: where it has risen, in [0, 1]; 20 of 240 epochs are 20 / 240.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        KDStudyError: if `end` is out of its range.
+
+    Example:
+        >>> rising(0.2)(0.05), rising(0.2)(0.7), rising(0.0)(0.0)
+        (0.25, 1.0, 1.0)
+    """
+    check_number("end", end, low=0, high=1)
+    return Schedule("rising", (end,))
+
+
 def cosine(warmup: float = 0.0) -> Schedule:
     """Return half a cosine from 1 to 0, after a linear rise from 0 over the first `warmup` of training.
 
@@ -162,7 +182,9 @@ def steps(at: tuple[float, ...], factor: float = 0.1) -> Schedule:
     return Schedule("steps", (tuple(at), factor))
 
 
-_MAKERS: dict[str, Callable[..., Schedule]] = {each.__name__: each for each in (constant, until, linear, cosine, steps)}
+_MAKERS: dict[str, Callable[..., Schedule]] = {
+    each.__name__: each for each in (constant, until, linear, rising, cosine, steps)
+}
 
 
 def _cosine(progress: float, warmup: float) -> float:
@@ -175,6 +197,7 @@ _FORMULAS: dict[str, Callable[..., float]] = {
     "constant": lambda progress, weight: weight,
     "until": lambda progress, end, weight, after: weight if progress < end else after,
     "linear": lambda progress, first, last: first + progress * (last - first),
+    "rising": lambda progress, end: progress / end if progress < end else 1.0,
     "cosine": _cosine,
     "steps": lambda progress, at, factor: factor ** sum(progress >= point for point in at),
 }

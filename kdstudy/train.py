@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ class Training:
         self.data, self.method, self.seed, self.average = data.to(self.device), method, seed, average
         self.student = to_device(student, self.device)
         self.teachers = [to_device(t, self.device).eval().requires_grad_(False) for t in teachers]
-        nets = Nets(self.student, tuple(self.teachers), data.shape, fresh or (lambda: copy.deepcopy(self.student)))
+        copied = partial(copy.deepcopy, self.student)
+        nets = Nets(self.student, tuple(self.teachers), data.shape, fresh or copied, self.data.train.labels)
         with seeded(seed, "method"):
             method.build(nets)
         method.to(self.device)
@@ -185,23 +187,23 @@ class Training:
             self._settled, rows = False, order[i]
             progress, rate = self._schedule(i, len(order))
             self.optimizer.param_groups[0]["lr"] = rate
-            self.optimizer.zero_grad()
-            x, y = data.view(rows, epoch), data.train.labels[rows]
+            x = data.view(rows, epoch)
             step = Step(
                 x=x,
-                y=y,
+                y=data.train.labels[rows],
                 target=data.target(rows, epoch),
                 index=rows,
                 progress=progress,
                 student=Outputs(partial(self.look, x)),
                 teacher=Outputs(partial(self.teach, x, rows, epoch), "teacher's tap"),
+                ask=self.ask,
             )
-            with autocast(self.device, self.precision):
-                terms = _scalars(self.method(step), epoch, i)
-                loss = torch.stack(list(terms.values())).sum()
-            loss.backward()
-            self.optimizer.step()
-            part.predicted[rows] = step.student["logits"].argmax(1).to(torch.int16)
+            terms = self._phase(step, i)
+            with torch.no_grad(), autocast(self.device, self.precision):
+                part.predicted[rows] = self.method.logits(step).argmax(1).to(torch.int16)
+            for phase in range(1, self.method.phases):
+                again = replace(step, student=Outputs(partial(self.look, x)), phase=phase, _further={})
+                terms |= self._phase(again, i)
             part.log.append({name: value.detach() for name, value in terms.items()})
             self._settled = True
             self.pause()
@@ -212,6 +214,16 @@ class Training:
             "train_accuracy": (part.predicted == data.train.labels)[seen].float().mean().item(),
             **self._means(part),
         }
+
+    def _phase(self, step: Step, number: int) -> dict[str, Tensor]:
+        """Ask the method for the terms of a step, or of one of its phases, and take a step of the optimizer."""
+        self.optimizer.zero_grad()
+        with autocast(self.device, self.precision):
+            terms = _scalars(self.method(step), self.epoch, number)
+            loss = torch.stack(list(terms.values())).sum()
+        loss.backward()
+        self.optimizer.step()
+        return terms
 
     def _schedule(self, step: int, steps: int) -> tuple[float, float]:
         """Return how much of the schedule has passed before a step of the epoch under way, and the learning rate."""
@@ -246,6 +258,13 @@ class Training:
         if len(said) == 1:
             return said[0]
         return {"logits": average_logits([taps["logits"] for taps in said], self.average)}
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Return the teachers' logits for any images, averaged, with gradients with respect to the images (B, C)."""
+        with autocast(self.device, self.precision):
+            return average_logits(
+                [outputs(teacher, images)["logits"].float() for teacher in self.teachers], self.average
+            )
 
     def _live(self, teacher: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Run a teacher on a batch; what is learned from leaves inference mode as a copy."""

@@ -23,7 +23,7 @@ FLOORS = """
         nets.tapped nets.colour nets.foreign nets.weights nets
         data.views data.stored data.dataset data.digits data.glyphs
         data.decode data.cache data.folder data.vision data.value data
-    | method
+    | method | pairs
     | methods.* methods
     | replay recipe epoch train
     | networks specs stored recordings checkpoint finish store listing upkeep bundle runs engines progress account study

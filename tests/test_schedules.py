@@ -10,7 +10,7 @@ import torch
 
 from kdstudy.errors import KDStudyError
 from kdstudy.recipe import Recipe
-from kdstudy.schedules import Schedule, constant, cosine, linear, schedule, steps, until
+from kdstudy.schedules import Schedule, constant, cosine, linear, rising, schedule, steps, until
 
 EVERY = [
     constant(),
@@ -20,6 +20,8 @@ EVERY = [
     cosine(),
     linear(0.9),
     linear(0.2, 0.8),
+    rising(0.2),
+    rising(0.0),
     cosine(0.1),
     steps((0.5,)),
     steps((0.625, 0.75, 0.875), 0.2),
@@ -111,3 +113,11 @@ def test_linear_goes_straight_from_first_to_last():
     assert [made(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.2, 0.35, 0.8])
     with pytest.raises(KDStudyError, match="last = 'x'"):
         linear(1.0, "x")
+
+
+def test_rising_reaches_1_at_its_end_and_stays():
+    made = rising(20 / 240)
+    assert [made(epoch / 240) for epoch in (0, 5, 19, 20, 21, 239)] == pytest.approx([0, 0.25, 0.95, 1, 1, 1])
+    assert rising(0.0)(0.0) == 1
+    with pytest.raises(KDStudyError, match="end = 1.5: must be a number between 0 and 1"):
+        rising(1.5)

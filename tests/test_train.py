@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdstudy import metrics, recipe
 from kdstudy.data import Data, Dataset, Views
 from kdstudy.errors import KDStudyError
-from kdstudy.method import METHODS, Hard, Match, Method, Nets, Step, Sum
+from kdstudy.method import METHODS, Hard, Match, Method, Nets, Scaled, Step, Sum
 from kdstudy.nets import Staged, create
 from kdstudy.recipe import Recipe, derive_seed, seeded
 from kdstudy.schedules import constant, cosine, steps, until
@@ -516,3 +516,105 @@ def test_what_a_live_teacher_says_can_be_kept_for_the_backward_pass():
     weight = torch.ones((), requires_grad=True)
     (weight * said).sum().backward()
     assert weight.grad == pytest.approx(said.sum().item(), rel=1e-4)
+
+
+class Turns(Method):
+    """Student and another network learn in turn, each from the other as it has just become."""
+
+    phases = 2
+
+    def build(self, nets: Nets) -> None:
+        with seeded(0, "peer"):
+            self.peer = create("resnet8", num_classes=10, channels=1, width=4)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        own, other = step.student["logits"], self.peer(step.x)
+        if step.phase == 0:
+            return {"first": F.mse_loss(own, other.detach())}
+        return {"second": F.mse_loss(other, own.detach())}
+
+
+def test_in_each_phase_what_has_a_gradient_is_updated_and_the_next_sees_it():
+    """Against both networks trained by hand, each by an optimizer of its own."""
+    data, student, peer = digits(), network(), network("peer")
+    trained = Training(network(), data, Turns(), recipe=SHORT, device=CPU)
+    hands = [torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4) for net in (student, peer)]
+    rate = SHORT.schedule
+    for epoch in range(2):
+        order = trained.order(epoch)
+        with seeded(0, "epoch", epoch):
+            for i, rows in enumerate(order):
+                x = data.view(rows, epoch)
+                for optimizer, ours, theirs in ((hands[0], student, peer), (hands[1], peer, student)):
+                    optimizer.param_groups[0]["lr"] = 0.05 * rate((epoch + i / len(order)) / 2)
+                    optimizer.zero_grad()
+                    one, other = (ours(x), theirs(x)) if ours is student else tuple(reversed((theirs(x), ours(x))))
+                    F.mse_loss(one, other.detach()).backward()
+                    optimizer.step()
+    finish(trained)
+    for ours, theirs in ((trained.student, student), (trained.method.peer, peer)):
+        for name, value in theirs.state_dict().items():
+            assert torch.allclose(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5), name
+    assert {"loss_first", "loss_second"} <= set(trained.history[0])
+
+
+def test_a_method_of_several_phases_is_no_part_of_a_sum():
+    with pytest.raises(KDStudyError, match="has several phases: it can only be used alone"):
+        Training(network(), digits(), Sum(Hard(), Turns()), recipe=SHORT, device=CPU)
+
+
+class Tail(Method):
+    """Deploys the student behind another classifier."""
+
+    def build(self, nets: Nets) -> None:
+        self.tail = nn.Linear(16, 10)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        return {"tail": F.cross_entropy(self.logits(step), step.y)}
+
+    def logits(self, step: Step) -> Tensor:
+        return self.tail(step.student["pool"])
+
+    def deploy(self, nets: Nets) -> nn.Module:
+        body = {tap: stage for tap, stage in nets.student.named_children() if tap != "logits"}
+        return Staged({**body, "logits": self.tail})
+
+
+@pytest.mark.parametrize("wrap", [lambda method: method, lambda m: Sum(Scaled(0.5, m)), lambda m: Sum(Hard(), m)])
+def test_the_training_accuracy_is_that_of_what_is_deployed(wrap):
+    trained = Training(network(), digits(), wrap(Tail()), recipe=but(learning_rate=1e-9), device=CPU)
+    record = next(trained.epochs())
+    rows = trained.order(0)
+    trained.net.train()
+    shown = torch.cat([trained.net(trained.data.view(batch, 0)).argmax(1) for batch in rows])
+    assert torch.equal(trained.predictions[0][torch.cat(list(rows))].long(), shown)
+    labels = trained.data.train.labels[torch.cat(list(rows))]
+    assert record["train_accuracy"] == pytest.approx((shown == labels).float().mean().item())
+
+
+class Asks(Method):
+    """Asks the teacher for other images, and for a gradient."""
+
+    needs = frozenset({"logits"})
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        images = (step.x + 1).requires_grad_()
+        said = step.ask(images)
+        self.said, self.images, self.slope = said.detach(), images, torch.autograd.grad(said.sum(), images)[0]
+        return {"loss": step.student["logits"].square().mean()}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_teachers_can_be_asked_for_other_images_with_gradients(number):
+    method, teachers = Asks(), [network(f"teacher {i}", width=6) for i in range(number)]
+    before = [copied(teacher) for teacher in teachers]
+    trained = Training(network(), digits(), method, teachers=teachers, recipe=SHORT, device=CPU)
+    next(trained.epochs())
+    assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
+    for teacher, state in zip(teachers, before, strict=True):
+        assert_same(state, copied(teacher))
+    images = method.images.detach().requires_grad_()
+    probabilities = sum(F.softmax(teacher(images), 1) for teacher in teachers) / number
+    expected = probabilities.log() if number > 1 else teachers[0](images)
+    assert torch.allclose(method.said, expected, atol=1e-4)
+    assert torch.allclose(method.slope, torch.autograd.grad(expected.sum(), images)[0], rtol=1e-3, atol=1e-4)

@@ -7,7 +7,7 @@ from kdstudy import losses
 from kdstudy.errors import check_number
 from kdstudy.losses import split_target, widened
 from kdstudy.method import METHODS, Hard, Method, Scaled, Step, Sum
-from kdstudy.schedules import linear, until
+from kdstudy.schedules import rising
 
 
 def target_class_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -103,7 +103,7 @@ class Decoupled(Method):
         }
 
 
-@METHODS.register("dkd")
+@METHODS.register("dkd", family="response", paper="Zhao et al. 2022, arXiv:2203.08679")
 def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
@@ -139,15 +139,7 @@ def dkd(
     """
     check_number("hard", hard, low=0)
     check_number("warmup", warmup, low=0, high=1)
-    return Sum(Scaled(hard, Hard()), _rising(warmup, Decoupled(alpha, beta, temperature)))
-
-
-def _rising(warmup: float, method: Method) -> Method:
-    """Return a method whose weight is progress / warmup, and 1 from `warmup` on."""
-    if not warmup:
-        return method
-    rise = Scaled(until(warmup), Scaled(linear(0.0, 1 / warmup), method))
-    return Sum(rise, Scaled(until(warmup, weight=0.0, after=1.0), method))
+    return Sum(Scaled(hard, Hard()), Scaled(rising(warmup), Decoupled(alpha, beta, temperature)))
 
 
 def _binary(logits: Tensor, labels: Tensor) -> Tensor:
