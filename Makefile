@@ -13,7 +13,7 @@ unexport PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX
 export PIP_USER = 0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help env study studies test torture lab check format bench notebooks lock clean
+.PHONY: help env study studies test torture lab check format tables bench notebooks lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' Makefile
@@ -35,14 +35,20 @@ torture: $(READY) ## kill, damage and starve ROUNDS runs, and look whether anyth
 lab: $(READY) ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks $(ARGS)
 
-check: $(READY) ## check format, lint and types
+check: $(READY) ## check format, lint, types and what is generated
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/python tests/test_golden.py --check
+	.venv/bin/python tests/test_shelf.py --check
 
 format: $(READY) ## put the format right, and the lint that can be put right by itself
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+tables: $(READY) ## write what is generated: golden numbers, times of methods, the README's table
+	@.venv/bin/python tests/test_golden.py
+	@.venv/bin/python tests/test_shelf.py
 
 bench: $(READY) ## run the benchmarks
 	@.venv/bin/kdstudy bench $(ARGS)

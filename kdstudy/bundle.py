@@ -21,7 +21,7 @@ import filelock
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import size_text
 from kdstudy.places import checksum, runs_root
-from kdstudy.specs import depends_on, key_of, label
+from kdstudy.specs import key_of, label, roles
 from kdstudy.stored import FILES, KEY, check_format, find_key, folders, reaching, read
 from kdstudy.upkeep import IMPORT, problems
 
@@ -120,7 +120,7 @@ def export(file: Path, keys: Iterable[str], root: Path | None = None, *, force: 
     if file.is_dir() or (file.exists() and not force):
         raise KDStudyError(f"{file} is {'a folder' if file.is_dir() else 'there already: --force replaces it'}")
     with reaching(root):
-        needed = _with_teachers(root, keys)
+        needed = _with_needed(root, keys)
         wrong = [line for key in needed for line in problems(root / key)]
     if not needed:
         raise KDStudyError(f"the store {root} has no finished run: there is nothing to export")
@@ -139,7 +139,7 @@ def export(file: Path, keys: Iterable[str], root: Path | None = None, *, force: 
     return needed
 
 
-def _with_teachers(root: Path, keys: Iterable[str]) -> list[str]:
+def _with_needed(root: Path, keys: Iterable[str]) -> list[str]:
     """Return some finished runs and all they depend on, each once, teachers before students."""
     ordered: dict[str, None] = {}
 
@@ -148,8 +148,9 @@ def _with_teachers(root: Path, keys: Iterable[str]) -> list[str]:
             return
         if not (root / key / "result.json").exists():
             raise KDStudyError(f"{called} is not finished in the store {root}: nothing is exported")
-        for spec in depends_on(read(root / key).spec):
-            visit(key_of(spec), f"run {key_of(spec)} ({label(spec)}), which teaches run {key},")
+        for role, spec in roles(read(root / key).spec):
+            of = f"which teaches run {key}" if role == "teacher" else f"from which run {key} starts"
+            visit(key_of(spec), f"run {key_of(spec)} ({label(spec)}), {of},")
         ordered[key] = None
 
     for key in keys:
@@ -307,14 +308,13 @@ def _blocks(source: IO[bytes]) -> Iterator[bytes]:
 
 
 def _unpacked_problems(folder: Path, runs: Iterable[str], root: Path) -> list[str]:
-    """Return what is wrong with an unpacked run, a teacher that is nowhere included."""
+    """Return what is wrong with an unpacked run, a run it builds on that is nowhere included."""
     wrong = problems(folder)
     if wrong:
         return wrong
-    needed = {key_of(spec) for spec in depends_on(read(folder).spec)} - set(runs)
-    return [
-        f"{folder}: its teacher {key} is missing" for key in sorted(needed) if not (root / key / "result.json").exists()
-    ]
+    needed = {key_of(spec): role for role, spec in roles(read(folder).spec)}
+    absent = [key for key in sorted(set(needed) - set(runs)) if not (root / key / "result.json").exists()]
+    return [f"{folder}: its {needed[key]} {key} is missing" for key in absent]
 
 
 def _place(unpacked: Path, root: Path) -> str:

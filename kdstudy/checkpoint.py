@@ -43,7 +43,8 @@ class Keeper:
     Args:
         training: the training.
         folder: the run's folder.
-        origin: what has to be equal for a checkpoint to be of this training: run, data and teachers, in words.
+        origin: what has to be equal for a checkpoint to be of this training: run, data, teachers and what it starts
+            from, in words.
         every: the seconds between two checkpoints.
 
     Attributes:
@@ -73,7 +74,7 @@ class Keeper:
             warnings.warn(f"{self.file} is damaged, or an older kdstudy's: training begins anew", stacklevel=2)
             return
         if said["origin"] != self.origin:
-            other = "of another run, other data or another teacher"
+            other = "of another run, other data or another teacher or start"
             warnings.warn(f"{self.file} is {other}: training begins anew", stacklevel=2)
             return
         for name, now in (self.training.state() or {}).items():

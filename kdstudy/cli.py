@@ -55,10 +55,15 @@ main.add_command(run)
 @click.argument("what", required=False)
 @click.option("--notebooks", type=click.Path(path_type=Path), help="The folder of the studies.")
 def list_(what: str | None, notebooks: Path | None) -> None:
-    """List studies, methods, networks or datasets, a line each."""
+    """List studies, methods, networks or datasets, a line each; of methods named alone, what each of them costs."""
     kinds = ["studies", *LISTS]
     if what is not None and what not in kinds:
         raise unknown("list", what, kinds)
+    if what == "methods":
+        from kdstudy import shelf
+
+        click.echo("\n".join(shelf.lines(shelf.shown())))
+        return
     for kind in kinds if what is None else [what]:
         if what is None:
             click.echo(f"{kind}:")
@@ -87,7 +92,7 @@ def _lines(kind: str, notebooks: Path | None) -> list[tuple[str, str]]:
 @click.option("--torchdistill", is_flag=True, help="Install torchdistill, in an environment of its own, if it is not.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep tables and figure in this folder.")
 def bench(what: tuple[str, ...], as_json: bool, repeats: int, torchdistill: bool, out: Path | None) -> None:
-    """Measure speed, of WHAT: start, step, students, growth, agreement, study, or all of them.
+    """Measure speed, of WHAT: start, step, methods, students, growth, agreement, study, or all.
 
     Compares kdstudy's steps with the bare student step, a textbook loop and torchdistill, and whole runs and
     studies with each other.

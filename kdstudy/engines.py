@@ -101,7 +101,7 @@ def here(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
         waiting.remove(run)
         if elsewhere:
             yield Event(run, waits=True)
-        error = teacher_failed(run, failed)
+        error = needed_failed(run, failed)
         if error is None:
             try:
                 for record in store.epochs(run):
@@ -114,7 +114,7 @@ def here(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
 
 
 def workers(runs: Sequence[Run], store: Store, number: int) -> Generator[Event, None, None]:
-    """Train runs in some processes of one thread each, a run as soon as its teachers are there; see `execute`."""
+    """Train runs in some processes of one thread each, a run as soon as all it builds on is there; see `execute`."""
     waiting, failed = list(runs), dict[str, str]()
     team = Team(store.root)
     try:
@@ -122,7 +122,7 @@ def workers(runs: Sequence[Run], store: Store, number: int) -> Generator[Event, 
             while _ready(waiting, unfinished := [*waiting, *team.runs]) and len(team.busy) < number:
                 run, elsewhere = _next(waiting, unfinished, store)
                 waiting.remove(run)
-                error = teacher_failed(run, failed)
+                error = needed_failed(run, failed)
                 if error is not None:
                     failed[run.key] = error
                     yield Event(run, error=error)
@@ -139,9 +139,9 @@ def workers(runs: Sequence[Run], store: Store, number: int) -> Generator[Event, 
 
 
 def _ready(waiting: Sequence[Run], unfinished: Sequence[Run]) -> list[Run]:
-    """Return the waiting runs whose teachers have ended."""
+    """Return the waiting runs of which all that they build on has ended."""
     keys = {run.key for run in unfinished}
-    return [run for run in waiting if not any(teacher.key in keys for teacher in run.teachers)]
+    return [run for run in waiting if not any(other.key in keys for other in run.builds_on)]
 
 
 def _next(waiting: Sequence[Run], unfinished: Sequence[Run], store: Store) -> tuple[Run, bool]:
@@ -275,15 +275,18 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def teacher_failed(run: Run, failed: Mapping[str, str]) -> str | None:
-    """Return why a run cannot be trained, if one of its teachers failed.
+def needed_failed(run: Run, failed: Mapping[str, str]) -> str | None:
+    """Return why a run cannot be trained, if one of its teachers failed, or the run it starts from.
 
     Args:
         run: the run.
         failed: why others failed, by their keys.
     """
-    broken = [teacher for teacher in run.teachers if teacher.key in failed]
-    return f"its teacher {broken[0].label} failed: {failed[broken[0].key]}" if broken else None
+    broken = next((other for other in run.builds_on if other.key in failed), None)
+    if broken is None:
+        return None
+    what = "its teacher" if broken in run.teachers else "what it starts from,"
+    return f"{what} {broken.label} failed: {failed[broken.key]}"
 
 
 def in_words(error: Exception) -> str:

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 CLOCK = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def finish(training: Training, run: Run, folder: Path, taught_by: list[Result], made: list[dict[str, Any]]) -> None:
+def finish(
+    training: Training,
+    run: Run,
+    folder: Path,
+    taught_by: list[Result],
+    made: list[dict[str, Any]],
+    start: Result | None = None,
+) -> None:
     """Evaluate a trained network and write what is stored of it; the result last, which makes it finished.
 
     Args:
@@ -36,6 +43,7 @@ def finish(training: Training, run: Run, folder: Path, taught_by: list[Result], 
         folder: the run's folder.
         taught_by: its teachers.
         made: the surroundings in which it was trained, one after the other; more than one if it was interrupted.
+        start: the run it started from.
 
     Raises:
         KDStudyError: if the network's outputs are not finite, or something cannot be written.
@@ -66,6 +74,8 @@ def finish(training: Training, run: Run, folder: Path, taught_by: list[Result], 
     provenance = {**made[-1], "data": training.data.fingerprint, "finished": time.strftime(CLOCK, time.gmtime())}
     provenance |= {"earlier": made[:-1]} if made[:-1] else {}
     provenance |= {"teachers": weights_of(taught_by)} if taught_by else {}
+    provenance |= {"init": weights_of([start])} if start else {}
+    provenance |= {"paired": training.method.paired} if training.method.paired else {}
     result = {"format": FORMAT, "metrics": measured, "provenance": provenance, "files": digests}
     write_atomically(folder / RESULT, lambda file: file.write_text(sealed(result)))
 

@@ -15,7 +15,19 @@ from kdstudy.errors import KDStudyError, unknown
 from kdstudy.memory import size_text
 from kdstudy.places import runs_root
 from kdstudy.recordings import FOLDER, limit
-from kdstudy.specs import data_label, depends_on, key_of, label, net_label, params_of, pretrained, recipe_of, words
+from kdstudy.specs import (
+    data_label,
+    key_of,
+    label,
+    net_label,
+    params_of,
+    pretrained,
+    recipe_of,
+    roles,
+    starts_from,
+    total_epochs,
+    words,
+)
 from kdstudy.stored import (
     ASIDE,
     CHECKPOINT,
@@ -143,13 +155,13 @@ def pick(table: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
 def compact(table: pd.DataFrame) -> pd.DataFrame:
     """Return what fits on a line of `table` or `unfinished`: short keys, and parameters beside their method."""
     last = ["state"] if "state" in table else ["test", "finished"]
-    params = zip(table["method"], table["params"], strict=True)
+    methods = zip(table["method"], table["params"], table["init"], strict=True)
     return pd.DataFrame(
         {
             "run": table["run"].str[:8],
             "net": table["net"],
             "data": table["data"].str.replace(r"content=(\w{7})\w*", r"\1", regex=True).str.replace("subset=", ""),
-            "method": [f"{method} ({said})" if said else method for method, said in params],
+            "method": [_method_words(*each) for each in methods],
             "teacher": table["teacher"],
             "seed": table["seed"],
             "epochs": table["epochs"],
@@ -158,6 +170,12 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
             "state": table.get("state"),
         }
     )[["run", "net", "data", "method", "teacher", "seed", "epochs", *last]]
+
+
+def _method_words(method: str, params: str, init: str) -> str:
+    """Return a method with its parameters and what it starts from; a network's label names a file already."""
+    said = f"{method} ({params})" if params else method
+    return f"{said} after {init}" if init and not init.startswith("file ") else said
 
 
 def totals(root: Path | None = None) -> str:
@@ -218,12 +236,13 @@ def _spec_words(root: Path, spec: Mapping[str, Any]) -> dict[str, str]:
         "data": data_label(spec),
         "method": f"{method} ({params})" if params else method,
         "recipe": words({name: value for name, value in recipe_of(spec).items() if value is not None}),
+        "total epochs": str(total_epochs(spec)) if starts_from(spec) else "",
         "start": f"weights from a file: {words(spec['init'])}" if pretrained(spec) else "",
         "seed": str(spec.get("seed", 0)),
     }
-    for number, needed in enumerate(depends_on(spec), 1):
+    for number, (role, needed) in enumerate(roles(spec), 1):
         key = key_of(needed)
         there = "" if (root / key / "result.json").exists() else ", not in the store"
-        said[f"teacher {number}"] = f"{key} {label(needed)}{there}"
+        said[f"teacher {number}" if role == "teacher" else role] = f"{key} {label(needed)}{there}"
     others = {name: value for name, value in spec.items() if name not in _SAID}
     return {name: value for name, value in said.items() if value} | ({"also": words(others)} if others else {})

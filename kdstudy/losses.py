@@ -172,6 +172,33 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher)
 
 
+def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared difference of features, the student's adapted to the teacher's.
+
+    1/N Σ (F_s − F_t)²: a mean over all N elements, samples, channels and positions alike.
+
+    Args:
+        student: features (B, ...).
+        teacher: features of the same shape.
+
+    Returns:
+        A scalar, at least 0, in squared features.
+
+    Raises:
+        KDStudyError: if the shapes differ.
+
+    Example:
+        >>> feature_mse(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])).item()
+        2.0
+
+    Source:
+        Romero et al. 2015, who take half the squared norm of a sample, N / 2B times as much; as a mean in Chen et al.
+        2022 (SimKD).
+    """
+    student, teacher = widened(student, teacher)
+    return F.mse_loss(student, teacher)
+
+
 def split_target(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Split logits into those of each sample's own class and those of all others, in their order.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstudy.errors import KDStudyError, check_plain, unknown
+from kdstudy.errors import KDStudyError, shown, unknown
 from kdstudy.method import Method, Nets, Shapes, Step, said
 
 Adapter = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
@@ -106,6 +106,8 @@ def _named(
     teacher = student if teacher_taps is None else list(teacher_taps)
     if not student or len(student) != len(teacher):
         raise KDStudyError(f"{len(student)} taps of the student and {len(teacher)} of the teacher: as many of each")
+    if len(set(student)) < len(student):
+        raise KDStudyError(f"taps = {tuple(student)}: each tap of the student once")
     for whose, names, shapes in (("student's", student, ours), ("teacher's", teacher, theirs)):
         for tap in names:
             if tap not in shapes:
@@ -211,7 +213,9 @@ class Paired(Method):
     ) -> None:
         super().__init__()
         for what, given in (("taps", taps), ("teacher_taps", teacher_taps)):
-            check_plain(what, given)
+            several = isinstance(given, list | tuple) and all(isinstance(tap, str) for tap in given)
+            if given is not None and not several:
+                raise KDStudyError(f"{what} = {shown(given)}: must be several names of taps, or one as (name,)")
         self.loss, self.name, self.make_adapter, self.choose, self.stem = loss, name, adapter, choose, stem
         self.taps, self.teacher_taps = taps, teacher_taps
         self.pairs: list[Pair] = []

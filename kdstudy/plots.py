@@ -50,6 +50,7 @@ def intervals(
     number: int = 0,
     line: bool = True,
     hollow: bool = False,
+    across: bool = False,
 ) -> None:
     """Draw mean and 95 % interval of some groups of values.
 
@@ -60,24 +61,23 @@ def intervals(
         number: which colour and marker.
         line: whether the means are joined.
         hollow: whether the markers are hollow.
+        across: whether the places are on the y axis, and the values on the x axis.
     """
-    xs = sorted(groups)
-    if not xs:
+    places = sorted(groups)
+    if not places:
         return
-    means, lows, highs = zip(*(t_interval(groups[x]) for x in xs), strict=True)
+    means, lows, highs = zip(*(t_interval(groups[place]) for place in places), strict=True)
+    below = [m - low for m, low in zip(means, lows, strict=True)]
+    above = [high - m for m, high in zip(means, highs, strict=True)]
+    way: dict[str, Any] = {"y": places, "x": means, "xerr": [below, above]}
     axes.errorbar(
-        xs,
-        means,
-        yerr=[
-            [m - low for m, low in zip(means, lows, strict=True)],
-            [high - m for m, high in zip(means, highs, strict=True)],
-        ],
+        **(way if across else {"x": places, "y": means, "yerr": [below, above]}),
         label=label,
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],
         markerfacecolor="white" if hollow else None,
         linestyle="-" if line else "none",
-        capsize=4,
+        capsize=3 if across else 4,
     )
 
 

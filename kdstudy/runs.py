@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
-
 import kdstudy.methods  # noqa: F401  (entering the methods in the registry)
-from kdstudy import nets
+from kdstudy import fitting, nets
 from kdstudy.data import DATASETS, Data, Dataset
 from kdstudy.errors import KDStudyError, check_number, named_only
-from kdstudy.memory import available_memory, size_text
 from kdstudy.method import METHODS, Method
 from kdstudy.nets import NETWORKS
 from kdstudy.networks import Net, Pretrained
-from kdstudy.recipe import Recipe, default_device, seeded
+from kdstudy.recipe import Recipe, seeded
 from kdstudy.replay import Average
 from kdstudy.schedules import Schedule
 from kdstudy.specs import key_of
@@ -43,7 +39,8 @@ class Run:
         method: what it learns from: a registered name.
         params: the method's parameters; what is left out takes its default.
         teachers: the runs whose networks teach it; a `Pretrained` stands for its network on the same data.
-        init: the weights it starts from; None draws them from the seed.
+        init: what it starts from: the final weights of another run of the same network, or those of a file; None draws
+            them from the seed.
         average: what is averaged over several teachers: "probabilities" or "logits".
         seed: of its initial weights and of the order of its batches.
 
@@ -63,7 +60,7 @@ class Run:
     method: str
     params: Mapping[str, Any]
     teachers: tuple[Run, ...]
-    init: Pretrained | None
+    init: Run | Pretrained | None
     average: Average
     seed: int
 
@@ -76,7 +73,7 @@ class Run:
         method: str = "scratch",
         params: Mapping[str, Any] | None = None,
         teachers: Sequence[Run | Pretrained] = (),
-        init: Pretrained | None = None,
+        init: Run | Pretrained | None = None,
         average: Average = "probabilities",
         seed: int = 0,
     ) -> None:
@@ -114,13 +111,15 @@ class Run:
         """Refuse what is not a value, such as a network itself: it could be neither hashed nor made again."""
         fields = [("net", self.net, Net), ("data", self.data, Data), ("recipe", self.recipe, Recipe)]
         fields += [("teachers", teacher, Run) for teacher in self.teachers]
-        fields += [("init", self.init, Pretrained)] if self.init is not None else []
         for name, value, kind in fields:
             if not isinstance(value, kind):
                 raise KDStudyError(f"{name}: is a {type(value).__name__}, must be a {kind.__name__}")
+        if not isinstance(self.init, Run | Pretrained | None):
+            raise KDStudyError(f"init: is a {type(self.init).__name__}, must be a Run or a Pretrained")
         if self.init is not None and self.init.net != self.net:
             held, own = self.init.net.label, self.net.label
-            raise KDStudyError(f"init: {self.init.file.name} holds a {held}, the run has a {own}")
+            start = f"{self.init.label} is" if isinstance(self.init, Run) else f"{self.init.file.name} holds"
+            raise KDStudyError(f"init: {start} a {held}, the run has a {own}")
         if self.init is None and self.recipe.epochs == 0:
             raise KDStudyError("epochs = 0: must be an integer of at least 1, unless init gives trained weights")
 
@@ -145,21 +144,36 @@ class Run:
         """Return the network with initial weights drawn from one of the run's random streams."""
         with seeded(self.seed, "init", *stream):
             net = self.net.make(dataset)
-        return net if self.init is None else self.init.wrap(net, dataset)
+        start = self.init
+        while isinstance(start, Run):
+            start = start.init
+        return net if start is None else start.wrap(net, dataset)
 
     def check(self) -> None:
-        """Refuse, before any training, what only the data can tell.
+        """Refuse, before any training, what only the data and the networks can tell.
 
         Raises:
-            KDStudyError: if the file of weights it starts from does not fit, if a teacher has other classes
-                or takes other images than the data, or if the training needs more memory than there is.
+            KDStudyError: if the weights it starts from do not fit, if a teacher has other classes or takes other
+                images than the data, if the training needs more memory than there is, or if its method cannot be
+                built around its networks.
         """
-        dataset = self.data.load()
-        if self.init is not None:
-            self.init.load(self.make_net(dataset))
-        for teacher in self.teachers:
-            _check_classes(teacher, self, dataset)
-        _check_memory(self, dataset)
+        fitting.check(self)
+
+    @property
+    def paired(self) -> str:
+        """Which of the student's taps learn from which of the teacher's, in words; empty for a method of logits."""
+        return fitting.paired(self, self.data.load())
+
+    @property
+    def builds_on(self) -> tuple[Run, ...]:
+        """The runs that are trained before it: its teachers, and the one it starts from."""
+        return (*self.teachers, self.init) if isinstance(self.init, Run) else self.teachers
+
+    @property
+    def total_epochs(self) -> int:
+        """After how many epochs its training ends, those of the runs that it starts from included."""
+        before = self.init.total_epochs if isinstance(self.init, Run) else 0
+        return self.recipe.last_epoch + before
 
     def spec(self) -> dict[str, Any]:
         """Return what identifies the run, as JSON; what equals its declared default is left out."""
@@ -199,10 +213,11 @@ class Run:
     def _line(self, below: tuple[Run, ...] = ()) -> Iterator[Run]:
         """Yield the run and all it depends on; refuse a circle."""
         if any(run is self for run in below):
-            raise KDStudyError(f"{self.net.label} {self.method} seed {self.seed}: asks for itself as teacher")
+            as_what = "to start from" if below[-1].init is self else "as teacher"
+            raise KDStudyError(f"{self.net.label} {self.method} seed {self.seed}: asks for itself {as_what}")
         yield self
-        for teacher in self.teachers:
-            yield from teacher._line((*below, self))
+        for run in self.builds_on:
+            yield from run._line((*below, self))
 
     @property
     def shipped(self) -> bool:
@@ -215,14 +230,25 @@ class Run:
     @property
     def label(self) -> str:
         """The run in a log line or an error message."""
-        if self.init is not None and not self.recipe.epochs:
+        if isinstance(self.init, Pretrained) and not self.recipe.epochs:
             return f"{self.net.label} from {self.init.file.name}"
         taught = f" by {', '.join(t.label.split(' ', 1)[0] for t in self.teachers)}" if self.teachers else ""
-        return f"{self.net.label} {self.method}{taught} seed {self.seed}"
+        before = f" after {self.init.method}" if isinstance(self.init, Run) else ""
+        return f"{self.net.label} {self.method}{taught}{before} seed {self.seed}"
 
     def result(self) -> Result:
-        """Return the finished run, training it (and its teachers) first if it is not in the store."""
-        return Store().train(self)
+        """Return the finished run, training it (and what it builds on) first if it is not in the store."""
+        store = Store()
+        for run in {run.key: run for run in self._missing(store)}.values():
+            run.check()
+        return store.train(self)
+
+    def _missing(self, store: Store) -> Iterator[Run]:
+        """Yield what has to be trained to have the run."""
+        if store.find(self) is None:
+            for run in self.builds_on:
+                yield from run._missing(store)
+            yield self
 
 
 def _recipe_spec(recipe: Recipe) -> dict[str, Any]:
@@ -234,36 +260,3 @@ def _recipe_spec(recipe: Recipe) -> dict[str, Any]:
 def _evaluated(weights: Pretrained, data: Data) -> Run:
     """Return the run that evaluates trained weights as they are."""
     return Run(weights.net, data=data, recipe=Recipe(epochs=0), init=weights)
-
-
-def _check_classes(teacher: Run, student: Run, dataset: Dataset) -> None:
-    """Refuse a teacher whose logits are of other classes than the labels, or which takes other images."""
-    taught = teacher.data.load()
-    where = f"{student.label}: its teacher {teacher.net.label} was trained on {taught.name}"
-    if taught.num_classes != dataset.num_classes:
-        raise KDStudyError(f"{where} with {taught.num_classes} classes, {dataset.name} has {dataset.num_classes}")
-    if taught.shape[0] != dataset.shape[0]:
-        raise KDStudyError(f"{where} with {taught.shape[0]} channels, {dataset.name} has {dataset.shape[0]}")
-    for name in set(taught.classes) & set(dataset.classes):
-        places = taught.classes.index(name), dataset.classes.index(name)
-        if places[0] != places[1]:
-            numbers = f"number {places[0]}; in {dataset.name} it is {places[1]}"
-            raise KDStudyError(f"{where}, where class {name!r} is {numbers}")
-
-
-def _check_memory(run: Run, dataset: Dataset) -> None:
-    """Refuse a training that needs more memory than there is."""
-    needed = _memory(run.net, dataset.num_classes, dataset.shape, run.recipe.batch)
-    device = default_device()
-    free = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    if needed > free:
-        raise KDStudyError(
-            f"{run.label}: training takes about {size_text(needed)} with batch {run.recipe.batch}, "
-            f"{size_text(free)} are free: take a smaller network or batch"
-        )
-
-
-@functools.lru_cache(maxsize=256)
-def _memory(net: Net, num_classes: int, shape: tuple[int, int, int], batch: int) -> int:
-    make = functools.partial(nets.create, net.name, num_classes=num_classes, channels=shape[0], **net.args)
-    return nets.memory(make, shape, batch)

@@ -59,11 +59,23 @@ def is_spec(spec: Any) -> bool:
     return all(isinstance(recipe.get(name, 1), int) for name in ("epochs", "stop")) and all(map(is_spec, teachers))
 
 
+def starts_from(spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the specification of the run whose final weights a run starts from; None if there is none."""
+    start = spec.get("init")
+    within = (start, *start.values()) if isinstance(start, dict) else ()
+    return next((part for part in within if is_spec(part)), None)
+
+
+def roles(spec: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the specifications of the runs that a run names, each with what it is to it: "teacher" or "start"."""
+    start = starts_from(spec)
+    taught = [("teacher", teacher) for teacher in spec.get("teachers", [])]
+    return [*taught, ("start", start)] if start is not None else taught
+
+
 def depends_on(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the specifications of the runs that a run names: its teachers, and the run it starts from."""
-    start = spec.get("init")
-    starts = [part for part in (start, *start.values()) if is_spec(part)] if isinstance(start, dict) else []
-    return [*spec.get("teachers", []), *starts]
+    return [run for _, run in roles(spec)]
 
 
 def recipe_of(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +89,12 @@ def epochs_of(spec: Mapping[str, Any]) -> int:
     """Return after how many epochs training ends."""
     recipe = recipe_of(spec)
     return int(recipe.get("stop") or recipe.get("epochs", 0))
+
+
+def total_epochs(spec: Mapping[str, Any]) -> int:
+    """Return after how many epochs training ends, those of the runs that a run starts from included."""
+    start = starts_from(spec)
+    return epochs_of(spec) + (total_epochs(start) if start is not None else 0)
 
 
 def pretrained(spec: Mapping[str, Any]) -> str:
@@ -138,9 +156,20 @@ def data_label(spec: Mapping[str, Any]) -> str:
     return _with(data["name"], words({**data.get("args", {}), **others}))
 
 
+def start_label(spec: Mapping[str, Any]) -> str:
+    """Return what a run starts from, in words: a run, or a file of weights; empty for random weights."""
+    start = starts_from(spec)
+    if start is not None:
+        return label(start)
+    return f"file {pretrained(spec)[:8]}" if pretrained(spec) else ""
+
+
 def label(spec: Mapping[str, Any]) -> str:
     """Return a run in one line, as it is called while it is trained."""
     method = spec.get("method", {}).get("name", "") if epochs_of(spec) else ""
     taught = ", ".join(printable(teacher["net"]["name"]) for teacher in spec.get("teachers", []))
-    said = [net_label(spec), method, f"by {taught}" if taught else "", f"seed {spec.get('seed', 0)}"]
+    start = starts_from(spec) or {}
+    before = printable(start["method"]["name"]) if "method" in start else ""
+    said = [net_label(spec), method, f"by {taught}" if taught else "", f"after {before}" if before else ""]
+    said.append(f"seed {spec.get('seed', 0)}")
     return " ".join(part for part in said if part)

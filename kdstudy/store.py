@@ -25,7 +25,9 @@ from kdstudy.checkpoint import Keeper
 from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.finish import finish, weights_of
+from kdstudy.fitting import deployed
 from kdstudy.memory import out_of_memory
+from kdstudy.networks import Pretrained
 from kdstudy.places import runs_root, write_atomically, writing
 from kdstudy.recordings import FOLDER, make_room, said_limit
 from kdstudy.specs import canonical
@@ -90,9 +92,17 @@ class Result:
     def network(self, device: torch.device | None = None) -> nn.Module:
         """Return the trained network, in evaluation mode."""
         training = _prepare(self.run, self.run.data.load(), None, device)
-        file = self.file("weights.safetensors")
-        nets.load_weights(training.net, load_file(file), source=str(file))
+        self.load(training.net)
         return training.net.eval()
+
+    def load(self, net: nn.Module) -> None:
+        """Put the trained weights into a network.
+
+        Raises:
+            KDStudyError: if they are damaged or do not fit.
+        """
+        file = self.file("weights.safetensors")
+        nets.load_weights(net, load_file(file), source=str(file))
 
     def file(self, name: str) -> Path:
         """Return one of its files if it is as it was written.
@@ -203,7 +213,7 @@ class Store:
         return False
 
     def train(self, run: Run) -> Result:
-        """Return a finished run, training it first if need be; its teachers too.
+        """Return a finished run, training it first if need be; what it builds on too.
 
         Raises:
             KDStudyError: if training diverges.
@@ -226,13 +236,14 @@ class Store:
         """
         if self.find(run):
             return
-        taught_by = [self._teacher(teacher) for teacher in run.teachers]
+        taught_by = [self._sound(teacher) for teacher in run.teachers]
+        start = None if isinstance(run.init, Pretrained | None) else self._sound(run.init)
         with self._lock(run):
             if not self._find_held(run):
-                yield from self._epochs(run, taught_by)
+                yield from self._epochs(run, taught_by, start)
 
-    def _teacher(self, run: Run) -> Result:
-        """Return a finished teacher all of whose files are as they were written, training it if need be."""
+    def _sound(self, run: Run) -> Result:
+        """Return a finished run all of whose files are as they were written, training it if need be."""
         result = self.train(run)
         try:
             for name in result.digests:
@@ -252,21 +263,20 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             return filelock.FileLock(self.root / f"{run.key}.lock").acquire()
 
-    def _epochs(self, run: Run, taught_by: list[Result]) -> Iterator[dict[str, Any]]:
+    def _epochs(self, run: Run, taught_by: list[Result], start: Result | None) -> Iterator[dict[str, Any]]:
         folder = self.folder(run)
         write_atomically(folder / "spec.json", lambda file: file.write_text(canonical(run.spec())))
         for left in folder.glob("*.partial"):  # by a process that was killed
             left.unlink()
         with _within_memory(run):
-            training = _prepare(run, run.data.load(), self.root, None, [t.network() for t in taught_by])
-            if run.init is not None:
-                run.init.load(training.student)
+            training = _prepare(run, run.data.load(), self.root, None, [t.network() for t in taught_by], start)
             origin = {"run": run.key, "data": training.data.fingerprint, "teachers": weights_of(taught_by)}
+            origin |= {"init": weights_of([start])} if start else {}
             keeper = Keeper(training, folder, origin, CHECKPOINT_SECONDS)
             keeper.resume()
             with keeper:
                 yield from training.epochs()
-                finish(training, run, folder, taught_by, keeper.made)
+                finish(training, run, folder, taught_by, keeper.made, start)
         for name in (CHECKPOINT, PROGRESS):
             with suppress(OSError):  # it is finished all the same
                 (folder / name).unlink()
@@ -292,14 +302,20 @@ def _prepare(
     root: Path | None,
     device: torch.device | None,
     teachers: list[nn.Module] | None = None,
+    start: Result | None = None,
 ) -> Training:
-    """Return a run's training before its first epoch."""
+    """Return a run's training before its first epoch; where it has no teachers, only to hold what was trained."""
     number = itertools.count(1)
     folders = [root / FOLDER / teacher.key for teacher in run.teachers] if root else None
+    student = run.make_net(dataset)
     if teachers is None:
-        teachers = [teacher.make_net(dataset) for teacher in run.teachers]
+        teachers = [deployed(teacher, dataset) for teacher in run.teachers]
+    elif isinstance(run.init, Pretrained):
+        run.init.load(student)
+    elif start is not None:
+        start.load(student)
     return Training(
-        run.make_net(dataset),
+        student,
         dataset,
         run.make_method(),
         teachers=teachers,

@@ -17,7 +17,18 @@ import pandas as pd
 
 from kdstudy.errors import KDStudyError
 from kdstudy.places import checksum, runs_root, unsealed
-from kdstudy.specs import data_label, epochs_of, is_spec, key_of, net_label, params_of, recipe_of, words
+from kdstudy.specs import (
+    data_label,
+    epochs_of,
+    is_spec,
+    key_of,
+    net_label,
+    params_of,
+    recipe_of,
+    start_label,
+    total_epochs,
+    words,
+)
 
 KEY = re.compile(r"[0-9a-f]{20}")
 FORMAT = 2  # raised when what lies in a run's folder changes so that an older kdstudy would misread it
@@ -26,7 +37,10 @@ WRITTEN = ("spec.json", "history.jsonl", "predictions.safetensors", "weights.saf
 FILES = (*WRITTEN, RESULT)
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"  # of a run in training
 ASIDE = "aside"  # the folder of what was found damaged
-FIRST = ["run", "net", "data", "method", "params", "teacher", "seed", "epochs", "batch", "learning_rate"]
+FIRST = [
+    *("run", "net", "data", "method", "params", "teacher", "init", "seed"),
+    *("epochs", "total_epochs", "batch", "learning_rate"),
+]
 LAST = ["finished", "device", "precision", "kdstudy"]
 
 
@@ -104,8 +118,10 @@ class Stored:
             "method": spec.get("method", {}).get("name", ""),
             "params": words(params_of(spec)),
             "teacher": ", ".join(net_label(teacher) for teacher in spec.get("teachers", [])),
+            "init": start_label(spec),
             "seed": spec.get("seed", 0),
             "epochs": epochs_of(spec),
+            "total_epochs": total_epochs(spec),
             "batch": recipe.get("batch"),
             "learning_rate": recipe.get("learning_rate"),
         }
@@ -232,7 +248,8 @@ def table(root: Path | None = None) -> pd.DataFrame:
 
     Returns:
         One row a run, in the order in which they finished: key, network, data, method, its parameters
-        (defaults included), teachers, seed, epochs, batch and learning rate; the metrics (accuracies and
+        (defaults included), teachers, what it starts from, seed, epochs, these together with those of the runs it
+        starts from, batch and learning rate; the metrics (accuracies and
         shares in [0, 1], KL and NLL in nats); when, where, in which precision and by which version.
 
     Raises:

@@ -14,11 +14,12 @@ from typing import Any
 import pandas as pd
 
 from kdstudy.account import tell
-from kdstudy.engines import Event, execute, in_words, side_by_side, teacher_failed
+from kdstudy.engines import Event, execute, in_words, needed_failed, side_by_side
 from kdstudy.errors import KDStudyError, unknown
 from kdstudy.method import METHODS
 from kdstudy.progress import Progress, estimate, seconds_text
 from kdstudy.runs import Run
+from kdstudy.specs import start_label
 from kdstudy.store import Result, Store
 
 METRICS = (
@@ -73,13 +74,13 @@ def _like(name: str, value: Any, example: Any) -> Any:
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:
-    """Return the runs and all they depend on, each once, teachers before students."""
+    """Return the runs and all they build on, each once, teachers before students."""
     ordered: dict[str, Run] = {}
 
     def visit(run: Run) -> None:
         key = run.key  # which refuses a circle
-        for teacher in run.teachers:
-            visit(teacher)
+        for other in run.builds_on:
+            visit(other)
         ordered.setdefault(key, run)
 
     for run in runs:
@@ -90,19 +91,21 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
 def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     """Train what is missing of some runs, teachers first, and return them all as a table.
 
-    Says beforehand how many runs there are and about how long they take, from rates measured here. A run
-    that fails does not stop the others; those it was to teach fail with it. Whether each can be trained is
-    checked before any is. Interrupted or killed at any moment, the same call goes on where it stopped; several
-    processes that ask for the same runs share the work.
+    Says beforehand how many runs there are and about how long they take, from rates measured here, and which feature
+    maps learn from which. A run that fails does not stop the others; those it was to teach, or to begin, fail with
+    it. Whether each can be trained is checked before any is. Interrupted or killed at any moment, the same call goes
+    on where it stopped; several processes that ask for the same runs share the work.
 
     Args:
-        runs: the runs; their teachers are trained too, but have no rows unless they are listed.
+        runs: the runs; their teachers and what they start from are trained too, but have no rows unless they are
+            listed.
         store: where finished runs are kept; None takes the default one.
 
     Returns:
-        One row a run, in the order given: its key, network, method, parameters, teacher and seed, its
-        metrics (accuracies and shares in [0, 1], KL and NLL in nats; NaN where there is none), `status`
-        "finished" or "failed", and `error`, which says why.
+        One row a run, in the order given: its key, network, method, parameters and teacher, `init`, what it starts
+        from, `total_epochs`, its epochs and those of the runs it starts from, its seed, its metrics (accuracies and
+        shares in [0, 1], KL and NLL in nats; NaN where there is none), `status` "finished" or "failed", and
+        `error`, which says why.
 
     Raises:
         Planned: in a dry run (`KDSTUDY_DRY_RUN`), if runs are missing.
@@ -117,12 +120,16 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     ordered = in_order(runs)
     missing = [run for run in ordered if store.find(run) is None]
     failed = _unfit(missing)
-    missing = [run for run in missing if run.key not in failed]
+    wanted = {run.key for run in in_order(run for run in runs if run.key not in failed)}  # no refused run's teachers
+    ordered = [run for run in ordered if run.key in failed or run.key in wanted]
+    missing = [run for run in missing if run.key not in failed and run.key in wanted]
     tell(runs=[run.key for run in ordered])
     if missing and os.environ.get("KDSTUDY_DRY_RUN"):
         raise _planned(len(ordered), missing, failed)
     refused = [f"{run.label} failed: {failed[run.key]}" for run in ordered if run.key in failed]
     show = Progress(len(ordered), missing, refused)
+    for line in _pairings(missing):
+        show.display.show(line, 0.0)
     try:
         with closing(execute(missing, store)) as events:  # an interrupt is to leave neither lock nor worker behind
             for event in events:
@@ -166,7 +173,7 @@ def _unfit(runs: Iterable[Run]) -> dict[str, str]:
     """Return why some of the runs, teachers before students, cannot be trained, by their keys."""
     found: dict[str, str] = {}
     for run in runs:
-        error = teacher_failed(run, found)
+        error = needed_failed(run, found)
         if error is not None:
             found[run.key] = error
             continue
@@ -175,6 +182,12 @@ def _unfit(runs: Iterable[Run]) -> dict[str, str]:
         except Exception as reason:  # whatever it is, the other runs go on
             found[run.key] = in_words(reason)
     return found
+
+
+def _pairings(runs: Iterable[Run]) -> list[str]:
+    """Say which feature maps learn from which, each line once."""
+    said = {f"{run.net.label} {run.method}: {run.paired}": None for run in runs if run.paired}
+    return list(said)
 
 
 def _planned(total: int, missing: list[Run], failed: Mapping[str, str]) -> Planned:
@@ -207,6 +220,8 @@ def _row(run: Run, found: Mapping[str, Result | None], failed: Mapping[str, str]
         **{name: run.params.get(name, p.default) for name, p in declared.items()},
         "teacher": ", ".join(teacher.net.label for teacher in run.teachers),
         "teacher_epochs": max((teacher.recipe.last_epoch for teacher in run.teachers), default=0),
+        "init": start_label(run.spec()),
+        "total_epochs": run.total_epochs,
         "seed": run.seed,
     }
     result = None if run.key in failed else found[run.key]

@@ -345,7 +345,7 @@ def _optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.SGD:
     trained = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     if not trained:
         raise KDStudyError("nothing to train: every parameter is frozen, as those of a former teacher are")
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         trained.values(),
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
@@ -353,6 +353,9 @@ def _optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.SGD:
         weight_decay=recipe.weight_decay,
         fused=True,
     )
+    for parameter in trained.values() if recipe.momentum else ():  # a fused step takes all to have one, or none
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _compiled(student: nn.Module, mode: str, device: torch.device) -> Callable[[Tensor], dict[str, Tensor]]:

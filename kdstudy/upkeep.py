@@ -17,7 +17,7 @@ from kdstudy.memory import size_text
 from kdstudy.places import checksum, runs_root
 from kdstudy.recordings import FOLDER, in_use
 from kdstudy.replay import read_epoch
-from kdstudy.specs import depends_on, epochs_of, key_of, label
+from kdstudy.specs import epochs_of, key_of, label, roles
 from kdstudy.stored import CHECKPOINT, FILES, KEY, PROGRESS, Stored, busy, find_key, folders, reaching, read, size
 
 Kind = Literal["recordings", "unfinished", "stale"]
@@ -78,7 +78,7 @@ def verify(prefixes: Iterable[str] = (), root: Path | None = None) -> Verified:
 
 
 def problems(folder: Path) -> list[str]:
-    """Return what is wrong with a finished run's folder, a line each, its teachers aside."""
+    """Return what is wrong with a finished run's folder, a line each, what it builds on aside."""
     try:
         run = read(folder)
     except KDStudyError as error:
@@ -135,9 +135,9 @@ def _shapes(file: Path) -> dict[str, list[int]]:
 def _lacks(root: Path, folder: Path) -> list[str]:
     """Say which runs a run depends on are not in the store."""
     with suppress(KDStudyError):  # told by `problems`
-        needed = {key_of(spec): label(spec) for spec in depends_on(read(folder).spec)}
+        needed = {key_of(spec): (role, label(spec)) for role, spec in roles(read(folder).spec)}
         absent = {key: said for key, said in needed.items() if not (root / key / "result.json").exists()}
-        return [f"{folder}: its teacher {key} ({said}) is not in the store" for key, said in absent.items()]
+        return [f"{folder}: its {role} {key} ({said}) is not in the store" for key, (role, said) in absent.items()]
     return []
 
 

@@ -312,7 +312,7 @@ def test_studies_are_listed(folder):
     ]
 
 
-@pytest.mark.parametrize(("what", "registry"), [("methods", METHODS), ("networks", NETWORKS), ("datasets", DATASETS)])
+@pytest.mark.parametrize(("what", "registry"), [("networks", NETWORKS), ("datasets", DATASETS)])
 def test_what_is_registered_is_listed_with_its_first_line(what, registry):
     lines = call("list", what).output.splitlines()
     libraries = {"torchvision:NAME", "timm:NAME"} if what == "networks" else set()
@@ -323,6 +323,10 @@ def test_what_is_registered_is_listed_with_its_first_line(what, registry):
 def test_all_lists_are_shown_under_their_names(folder):
     lines = call("list").output.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == ["studies:", "methods:", "networks:", "datasets:"]
+    listed = lines[lines.index("methods:") + 1 : lines.index("networks:")]
+    assert {line.split()[0]: line.split(maxsplit=1)[1] for line in listed} == {
+        name: entry.summary for name, entry in METHODS.items()
+    }
 
 
 def test_the_lists_of_another_folder(folder, monkeypatch, tmp_path_factory):
@@ -332,7 +336,7 @@ def test_the_lists_of_another_folder(folder, monkeypatch, tmp_path_factory):
     monkeypatch.setattr("kdstudy.places.__file__", str(elsewhere / "kdstudy" / "places.py"))
     assert call("list", "studies").exit_code == 1
     assert "nothing" in call("list", "studies", "--notebooks", str(folder / "notebooks")).output
-    assert call("list", "methods").exit_code == 0
+    assert call("list", "datasets").exit_code == 0
 
 
 def test_help_and_version():

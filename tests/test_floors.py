@@ -23,13 +23,15 @@ FLOORS = """
         nets.tapped nets.colour nets.foreign nets.weights nets
         data.views data.stored data.dataset data.digits data.glyphs
         data.decode data.cache data.folder data.vision data.value data
-    | method | pairs
+    | method | pairs peers
     | methods.* methods
     | replay recipe epoch train
-    | networks specs stored recordings checkpoint finish store listing upkeep bundle runs engines progress account study
+    | networks specs stored recordings checkpoint finish fitting store listing upkeep bundle
+        runs engines progress account study
     | pages claims published plots notebooks grid saving executing report collected
         bench.timing bench.textbook bench.torchdistill bench.steps
-        bench.setting bench.growing bench.agreeing bench.studying bench.starting bench.whole bench.kept bench
+        bench.setting bench.growing bench.agreeing bench.studying bench.starting bench.whole bench.kept
+        bench.methods bench shelf
     | __init__ running cli __main__
 """
 ORDER = {name: place for place, name in enumerate(FLOORS.replace("|", " ").split())}

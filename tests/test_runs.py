@@ -358,7 +358,7 @@ def test_a_student_larger_than_memory_is_refused():
 def test_a_batch_larger_than_memory_is_refused(monkeypatch):
     run = Run("resnet8", data="digits", recipe=Recipe(batch=64))
     run.check()
-    monkeypatch.setattr("kdstudy.runs.available_memory", lambda: 10**6)
+    monkeypatch.setattr("kdstudy.fitting.available_memory", lambda: 10**6)
     with pytest.raises(KDStudyError, match=r"takes about .* with batch 64, 1.0 MB are free: take a smaller network or"):
         run.check()
 

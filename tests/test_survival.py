@@ -442,7 +442,7 @@ def test_a_checkpoint_of_another_run_other_data_or_another_teacher_is_not_gone_o
     origin[other] = ["0" * 64] if other == "teachers" else "0" * 16
     said |= {"origin": json.dumps(origin)}
     save_file(tensors, file, metadata=said | {"sha256": checkpoint_module._digest(tensors, said)})
-    with pytest.warns(UserWarning, match="is of another run, other data or another teacher: training begins anew"):
+    with pytest.warns(UserWarning, match="another run, other data or another teacher or start: training begins anew"):
         store.train(STUDENT)
     assert len(steps) == 3 + 9
 

@@ -618,3 +618,47 @@ def test_teachers_can_be_asked_for_other_images_with_gradients(number):
     expected = probabilities.log() if number > 1 else teachers[0](images)
     assert torch.allclose(method.said, expected, atol=1e-4)
     assert torch.allclose(method.slope, torch.autograd.grad(expected.sum(), images)[0], rtol=1e-3, atol=1e-4)
+
+
+class Later(Method):
+    """An adapter that begins to learn in the second epoch."""
+
+    def build(self, nets: Nets) -> None:
+        self.adapter = nn.Linear(16, 10)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        hard = {"hard": F.cross_entropy(step.student["logits"], step.y)}
+        if step.progress < 0.5:
+            return hard
+        return hard | {"adapted": F.cross_entropy(self.adapter(step.student["pool"].detach()), step.y)}
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_what_learns_from_a_later_step_on_begins_as_in_a_first_step(nesterov):
+    trained = Training(network(), digits(), Later(), recipe=but(nesterov=nesterov), device=CPU)
+    epochs = trained.epochs()
+    start = copy.deepcopy(trained.method.adapter)
+    next(epochs)
+    assert_same(copied(start), copied(trained.method.adapter))  # nor has it decayed
+    seen: list[Tensor] = []
+    forward = trained.method.forward
+
+    def watched(step: Step) -> dict[str, Tensor]:
+        seen.append(copy.deepcopy(trained.method.adapter.weight))
+        return forward(step)
+
+    trained.method.forward = watched
+    rates: list[float] = []
+    step = trained.optimizer.step
+    gradients: list[Tensor] = []
+
+    def noted() -> None:
+        rates.append(trained.optimizer.param_groups[0]["lr"])
+        gradients.append(trained.method.adapter.weight.grad.clone())
+        step()
+
+    trained.optimizer.step = noted
+    next(epochs)
+    gradient = gradients[0] + 5e-4 * start.weight
+    moved = start.weight - rates[0] * gradient * (1.9 if nesterov else 1.0)
+    assert torch.allclose(seen[1], moved, atol=1e-6)

@@ -48,7 +48,7 @@ def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float, order
     return F.mse_loss(ours, theirs)
 
 
-@METHODS.register("cc")
+@METHODS.register("cc", family="relation", paper="Peng et al. 2019, arXiv:1904.01802")
 def cc(weight: float = 100.0, gamma: float = 0.4, order: int = 2, tap: str = "pool", hard: float = 1.0) -> Method:
     """Distillation of the samples' correlations by a kernel (CC, Peng et al. 2019).
 

@@ -102,7 +102,7 @@ class Correlated(Method):
         }
 
 
-@METHODS.register("dist")
+@METHODS.register("dist", family="response", paper="Huang et al. 2022, arXiv:2205.10536")
 def dist(beta: float = 2.0, gamma: float = 2.0, temperature: float = 4.0, hard: float = 1.0) -> Method:
     """Distillation of correlations over classes and over samples (DIST, Huang et al. 2022).
 

@@ -5,7 +5,7 @@ from kdstudy.method import METHODS, Hard, Method, Scaled, Soft, Sum
 from kdstudy.schedules import until
 
 
-@METHODS.register("early_stopped_kd")
+@METHODS.register("early_stopped_kd", family="response", paper="Cho & Hariharan 2019, arXiv:1910.01348")
 def early_stopped_kd(temperature: float = 4.0, alpha: float = 0.9, stop: float = 0.5) -> Method:
     """Distillation that ends early, with the labels alone afterwards (ESKD, Cho & Hariharan 2019).
 

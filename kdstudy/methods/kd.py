@@ -4,7 +4,7 @@ from kdstudy.errors import check_number
 from kdstudy.method import METHODS, Hard, Method, Scaled, Soft, Sum
 
 
-@METHODS.register("kd")
+@METHODS.register("kd", family="response", paper="Hinton, Vinyals & Dean 2015, arXiv:1503.02531")
 def kd(temperature: float = 4.0, alpha: float = 0.9) -> Method:
     """Distillation of the softened logits (Hinton, Vinyals & Dean 2015).
 

@@ -3,7 +3,7 @@
 from kdstudy.method import METHODS, Hard, Method
 
 
-@METHODS.register("label_smoothing")
+@METHODS.register("label_smoothing", family="control", paper="Szegedy et al. 2016, arXiv:1512.00567")
 def label_smoothing(smoothing: float = 0.1) -> Method:
     """Cross-entropy with smoothed labels (Szegedy et al. 2016): soft targets without a teacher.
 

@@ -63,7 +63,7 @@ def standardized_kd(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     return losses.kd(standardized(student), standardized(teacher), temperature)
 
 
-@METHODS.register("logit_std")
+@METHODS.register("logit_std", family="response", paper="Sun et al. 2024, arXiv:2403.01427")
 def logit_std(temperature: float = 2.0, weight: float = 9.0, hard: float = 0.1) -> Method:
     """Distillation of the standardised logits (Sun et al. 2024): their order and shape, not their size.
 

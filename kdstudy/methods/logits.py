@@ -5,7 +5,7 @@ from kdstudy.errors import check_number
 from kdstudy.method import METHODS, Hard, Match, Method, Scaled, Sum
 
 
-@METHODS.register("logits")
+@METHODS.register("logits", family="response", paper="Ba & Caruana 2014, arXiv:1312.6184")
 def logits(weight: float = 0.1, hard: float = 1.0) -> Method:
     """Regression on the teacher's logits (Ba & Caruana 2014).
 

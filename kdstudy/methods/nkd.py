@@ -99,7 +99,7 @@ class Normalized(Method):
         return terms
 
 
-@METHODS.register("nkd")
+@METHODS.register("nkd", family="response", paper="Yang et al. 2023, arXiv:2303.13005")
 def nkd(gamma: float = 1.5, temperature: float = 1.0, hard: float = 1.0) -> Method:
     """Normalised distillation: a weighted target, and the others renormalised (Yang et al. 2023).
 

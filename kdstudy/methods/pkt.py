@@ -40,7 +40,7 @@ def neighbour_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return (theirs * ((theirs + EPSILON).log() - (ours + EPSILON).log())).mean()
 
 
-@METHODS.register("pkt")
+@METHODS.register("pkt", family="relation", paper="Passalis & Tefas 2018, arXiv:1803.10837")
 def pkt(weight: float = 30000.0, tap: str = "pool", hard: float = 1.0) -> Method:
     """Distillation of the probabilities of being neighbours (PKT, Passalis & Tefas 2018).
 

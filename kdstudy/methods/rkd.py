@@ -106,7 +106,7 @@ class Geometry(Method):
         return {name: value for name, part in parts.items() for value in part(step).values()}
 
 
-@METHODS.register("rkd")
+@METHODS.register("rkd", family="relation", paper="Park et al. 2019, arXiv:1904.05068")
 def rkd(distance: float = 25.0, angle: float = 50.0, tap: str = "pool", hard: float = 1.0) -> Method:
     """Distillation of distances and angles among samples (RKD, Park et al. 2019).
 

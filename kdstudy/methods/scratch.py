@@ -3,7 +3,7 @@
 from kdstudy.method import METHODS, Hard, Method
 
 
-@METHODS.register("scratch")
+@METHODS.register("scratch", family="control")
 def scratch() -> Method:
     """Cross-entropy with the labels alone: the same-budget control of every distilled student.
 

@@ -38,7 +38,7 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(ours, theirs)
 
 
-@METHODS.register("sp")
+@METHODS.register("sp", family="relation", paper="Tung & Mori 2019, arXiv:1907.09682")
 def sp(weight: float = 3000.0, tap: str | None = None, hard: float = 1.0) -> Method:
     """Distillation that preserves which samples are alike (SP, Tung & Mori 2019).
 
