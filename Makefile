@@ -46,9 +46,10 @@ format: $(READY) ## put the format right, and the lint that can be put right by 
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-tables: $(READY) ## write what is generated: golden numbers, times of methods, the README's table
+tables: $(READY) ## write what is generated: golden numbers, times of methods, the README's tables
 	@.venv/bin/python tests/test_golden.py
 	@.venv/bin/python tests/test_shelf.py
+	@.venv/bin/python tests/test_pairs.py
 
 bench: $(READY) ## run the benchmarks
 	@.venv/bin/kdstudy bench $(ARGS)
