@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstudy.errors import KDStudyError, shown, unknown
+from kdstudy.losses import same_size
 from kdstudy.method import Method, Nets, Shapes, Step, said
 
 Adapter = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
@@ -135,27 +135,6 @@ def _assigned(ours: list[str], theirs: list[str], shapes: Shapes, others: Shapes
 def _apart(one: tuple[int, ...], other: tuple[int, ...]) -> float:
     """Return by how many halvings two maps' resolutions differ."""
     return abs(math.log2(one[-2] * one[-1]) - math.log2(other[-2] * other[-1])) / 2
-
-
-def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two feature maps at the smaller height and the smaller width of both, averaged where they are larger.
-
-    Args:
-        student: (B, C, H, W), or vectors (B, C), which stay as they are.
-        teacher: the same with other C, H, W.
-
-    Returns:
-        Both, of equal height and width.
-
-    Example:
-        >>> import torch
-        >>> [tuple(z.shape) for z in same_size(torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, 4, 4))]
-        [(2, 3, 4, 4), (2, 5, 4, 4)]
-    """
-    if student.dim() != 4 or teacher.dim() != 4 or student.shape[2:] == teacher.shape[2:]:
-        return student, teacher
-    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
 
 
 def regressor(ours: tuple[int, ...], theirs: tuple[int, ...]) -> nn.Module:

@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from kdstudy.data import Data
 from kdstudy.errors import KDStudyError
-from kdstudy.losses import feature_mse
+from kdstudy.losses import attention_transfer, feature_mse, flow, flow_difference
 from kdstudy.method import METHODS, Method, Nets, Outputs, Step, outputs
 from kdstudy.methods.ab import activation_boundaries
-from kdstudy.methods.at import attention_transfer
-from kdstudy.methods.fsp import flow, flow_difference
 from kdstudy.nets import Tapped, create
 from kdstudy.recipe import Recipe, seeded
 from kdstudy.train import Training

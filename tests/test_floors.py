@@ -18,7 +18,9 @@ PACKAGE = Path(__file__).parent.parent / "kdstudy"
 # Modules without the leading "kdstudy."; a folder's own name is its __init__, "" is that of kdstudy itself.
 # "methods.*" is each file of methods/: equals, so none imports another.
 FLOORS = """
-    errors source registry places memory display losses metrics schedules
+    errors source registry places memory display
+        losses.base losses.response losses.decoupled losses.correlation losses.features losses.relations losses
+        metrics schedules
         nets.staged nets.resnet nets.wrn nets.preact nets.vgg nets.mobile
         nets.tapped nets.colour nets.foreign nets.weights nets
         data.views data.stored data.dataset data.digits data.glyphs

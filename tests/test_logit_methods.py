@@ -15,9 +15,8 @@ from torch import Tensor
 
 from kdstudy import METHODS
 from kdstudy.errors import KDStudyError
-from kdstudy.losses import cross_entropy, kd, logit_mse, split_target
+from kdstudy.losses import cross_entropy, inter_class, intra_class, kd, logit_mse, split_target
 from kdstudy.method import Outputs, Step
-from kdstudy.methods.dist import inter_class, intra_class
 from kdstudy.methods.dkd import non_target_class_kd, target_class_kd
 from kdstudy.methods.logit_std import standardized, standardized_kd
 from kdstudy.methods.nkd import non_target_cross_entropy, weighted_target

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdstudy import losses
 from kdstudy.errors import KDStudyError
 from kdstudy.losses import cross_entropy, kd, logit_mse
 
@@ -52,6 +53,31 @@ def test_published_check_values(dtype, within):
     assert kd(zs, zt, 4).item() == pytest.approx(1.678542, abs=within)
     assert kd(zs, zt, 1).item() == pytest.approx(1.270302, abs=within)
     assert logit_mse(zs, zt).item() == pytest.approx(5.477191, abs=within)
+
+
+def maps(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The feature maps of the check values: of student and teacher, a large one and a smaller one of each."""
+    k, m = np.arange(192), np.arange(96)
+    large = np.sin(0.37 * k), np.cos(0.23 * k + 0.5)
+    small = np.sin(0.61 * m), np.cos(0.53 * m)
+    shaped = [x.reshape(4, 3, 4, 4) for x in large] + [x.reshape(4, 6, 2, 2) for x in small]
+    return tuple(torch.tensor(x, dtype=dtype) for x in shaped)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.double, 1e-6)])
+def test_published_check_values_of_the_whole_losses(dtype, within):
+    (zs, zt), y = logits(dtype), torch.tensor(LABELS)
+    fs, ft, gs, gt = maps(dtype)
+    assert losses.dkd(zs, zt, y, 1.0, 8.0, 4.0).item() == pytest.approx(10.077873, abs=5 * within)
+    assert losses.dkd(zs, zt, y, alpha=1.0, beta=2.0, temperature=4.0).item() == pytest.approx(3.1399658, abs=within)
+    assert losses.dist(zs, zt, 1.0).item() == pytest.approx(3.028839, abs=within)
+    assert losses.dist(zs, zt, 4.0).item() == pytest.approx(45.15189, abs=20 * within)
+    assert losses.nkd(zs, zt, y, 1.5, 1.0).item() == pytest.approx(4.222307, abs=within)
+    assert losses.attention_transfer(fs, ft).item() == pytest.approx(0.0316257, abs=within)
+    assert losses.similarity(fs, ft).item() == pytest.approx(0.0873258, abs=within)
+    assert losses.fsp(fs, gs, ft, gt).item() == pytest.approx(0.1147281, abs=within)
+    assert losses.rkd_distance(gs, gt).item() == pytest.approx(0.2198868, abs=within)
+    assert losses.rkd_angle(gs, gt).item() == pytest.approx(0.2360923, abs=within)
 
 
 def test_kd_is_not_the_mean_over_samples_and_classes():

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from kdstudy import Data, Net, Recipe, Run, fitting, study
 from kdstudy.errors import KDStudyError
+from kdstudy.losses import same_size
 from kdstudy.method import METHODS, Match, Method, Nets, Outputs, Shapes, Soft, Step, outputs
 from kdstudy.nets import NETWORKS, create
-from kdstudy.pairs import Pair, Paired, feature_maps, pair, regressor, same_size
+from kdstudy.pairs import Pair, Paired, feature_maps, pair, regressor
 from kdstudy.recipe import seeded
 from kdstudy.train import Training
 

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdstudy.errors import KDStudyError
+from kdstudy.losses import rkd_angle, rkd_distance, similarity
 from kdstudy.method import METHODS, Method, Nets, Outputs, Step
 from kdstudy.methods.cc import correlation_congruence
 from kdstudy.methods.pkt import neighbour_divergence
-from kdstudy.methods.rkd import rkd_angle, rkd_distance
-from kdstudy.methods.sp import similarity
 from kdstudy.nets import create
 from kdstudy.recipe import seeded
 

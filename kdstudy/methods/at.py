@@ -1,44 +1,9 @@
 """Where in an image a network's activations are large, stage by stage."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from kdstudy.errors import KDStudyError, check_number
-from kdstudy.losses import widened
+from kdstudy.losses import attention_transfer
 from kdstudy.method import METHODS, Hard, Method, Nets, Scaled, Sum
 from kdstudy.pairs import Pair, Paired
-
-EPSILON = 1e-12  # a map of mean squares whose norm is no greater is not divided by it
-
-
-def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared difference of both networks' attention to the positions of a map.
-
-    1/(B HW) Σ_{b,hw} (A_s − A_t)², with A = a / ‖a‖ of each sample and a = 1/C Σ_c F²: a mean over samples and
-    positions. The attention of a sample whose features are all 0 is 0.
-
-    Args:
-        student: maps (B, C, H, W).
-        teacher: maps (B, C', H, W), of any number of channels.
-
-    Returns:
-        A scalar in [0, 2/HW], the same for features of other signs, in other order of the channels, or whose samples
-        are each multiplied by any number but 0; always 0 for maps of a single position.
-
-    Raises:
-        KDStudyError: if these are not maps, or differ in batch, height or width.
-
-    Example:
-        >>> ours, theirs = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 5.0]], [[0.0, 5.0]]]])
-        >>> attention_transfer(ours, theirs).item()
-        1.0
-
-    Source:
-        Zagoruyko & Komodakis 2017. The mean of squares is the authors' code's; the text has the norm of A_s − A_t.
-    """
-    ours, theirs = widened(_attention(student), _attention(teacher))
-    return F.mse_loss(ours, theirs)
 
 
 class Attended(Paired):
@@ -98,16 +63,6 @@ def at(
     check_number("weight", weight, low=0)
     check_number("hard", hard, low=0)
     return Sum(Scaled(hard, Hard()), Scaled(weight, Attended(taps, teacher_taps)))
-
-
-def _attention(features: Tensor) -> Tensor:
-    """Return A, in float32 at least (B, HW)."""
-    if features.dim() != 4:
-        raise KDStudyError(f"features of shape {tuple(features.shape)}: attention takes maps (B, C, H, W)")
-    wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    energy = wide.square().mean(1).flatten(1)
-    norms = energy.norm(dim=1, keepdim=True)
-    return energy / torch.where(norms > EPSILON, norms, 1.0)
 
 
 def _positions(each: Pair) -> int:

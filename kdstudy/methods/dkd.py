@@ -1,75 +1,11 @@
 """Distillation of the target class and of all others, each with a weight of its own."""
 
-import torch
 from torch import Tensor
 
-from kdstudy import losses
 from kdstudy.errors import check_number
-from kdstudy.losses import split_target, widened
+from kdstudy.losses import non_target_class_kd, target_class_kd
 from kdstudy.method import METHODS, Hard, Method, Scaled, Step, Sum
 from kdstudy.schedules import rising
-
-
-def target_class_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return the divergence of what both say of "the target class or another".
-
-    T² KL(b_t ‖ b_s), with b = (p(y), 1 − p(y)) and p = softmax(z / T): a mean over samples.
-
-    Args:
-        student: logits (B, C), C at least 2.
-        teacher: logits (B, C).
-        labels: the classes (B,), int64.
-        temperature: T, greater than 0.
-
-    Returns:
-        A scalar in nats times T², at least 0.
-
-    Raises:
-        KDStudyError: if the shapes differ, the labels do not fit, or the temperature is out of range.
-
-    Example:
-        >>> pair = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[0.0, 2.0, 1.0]])
-        >>> round(target_class_kd(*pair, torch.tensor([0]), temperature=1.0).item(), 6)
-        0.729908
-
-    Source:
-        Zhao et al. 2022 (TCKD). The authors' code takes the logarithm of the summed probabilities, which is −∞ for
-        a student that is sure; here log b comes from the logits.
-    """
-    check_number("temperature", temperature, low=0, above=True)
-    student, teacher = widened(student, teacher)
-    ours, theirs = (_binary(logits / temperature, labels) for logits in (student, teacher))
-    return temperature**2 * losses.kd(ours, theirs, temperature=1.0)
-
-
-def non_target_class_kd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return the divergence of the predictions among the classes that are not the target.
-
-    T² KL(p̂_t ‖ p̂_s), with p̂ = softmax of z_c / T over c ≠ y: a mean over samples. Together, for each sample,
-    KL(p_t ‖ p_s) = KL(b_t ‖ b_s) + (1 − p_t(y)) KL(p̂_t ‖ p̂_s).
-
-    Args:
-        student: logits (B, C), C at least 2.
-        teacher: logits (B, C).
-        labels: the classes (B,), int64.
-        temperature: T, greater than 0.
-
-    Returns:
-        A scalar in nats times T², at least 0, and 0 for two classes.
-
-    Raises:
-        KDStudyError: if the shapes differ, the labels do not fit, or the temperature is out of range.
-
-    Example:
-        >>> pair = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[0.0, 2.0, 1.0]])
-        >>> round(non_target_class_kd(*pair, torch.tensor([0]), temperature=1.0).item(), 6)
-        0.462117
-
-    Source:
-        Zhao et al. 2022 (NCKD).
-    """
-    student, teacher = widened(student, teacher)
-    return losses.kd(split_target(student, labels)[1], split_target(teacher, labels)[1], temperature)
 
 
 class Decoupled(Method):
@@ -140,9 +76,3 @@ def dkd(
     check_number("hard", hard, low=0)
     check_number("warmup", warmup, low=0, high=1)
     return Sum(Scaled(hard, Hard()), Scaled(rising(warmup), Decoupled(alpha, beta, temperature)))
-
-
-def _binary(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the logits of (p(y), 1 − p(y)), up to a constant (B, 2)."""
-    own, others = split_target(logits, labels)
-    return torch.cat([own, others.logsumexp(1, keepdim=True)], 1)

@@ -1,71 +1,11 @@
 """How features flow: the products of one feature map with the next."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdstudy.errors import KDStudyError, check_number
-from kdstudy.losses import widened
+from kdstudy.losses import flow, flow_difference
 from kdstudy.method import METHODS, Hard, Method, Nets, Scaled, Step, Sum
-from kdstudy.pairs import Paired, same_size
-
-
-def flow(bottom: Tensor, top: Tensor) -> Tensor:
-    """Return the products of a feature map's channels with those of a later map.
-
-    G_ij = 1/HW Σ_hw F_i^bottom F_j^top: a mean over positions. The larger map is averaged to the size of the smaller.
-
-    Args:
-        bottom: maps (B, C, H, W).
-        top: maps (B, C', H', W') of the same samples.
-
-    Returns:
-        (B, C, C'), in float32 at least.
-
-    Raises:
-        KDStudyError: if these are not maps, or differ in batch.
-
-    Example:
-        >>> bottom, top = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]), torch.tensor([[[[1.0, 1.0]]]])
-        >>> flow(bottom, top).tolist()
-        [[[1.5], [1.5]]]
-
-    Source:
-        Yim et al. 2017; averaging maps to one size is RepDistiller's.
-    """
-    if bottom.dim() != 4 or top.dim() != 4 or len(bottom) != len(top):
-        shapes = f"{tuple(bottom.shape)} and {tuple(top.shape)}"
-        raise KDStudyError(f"features of the shapes {shapes}: a flow takes two maps (B, C, H, W) of one batch")
-    kind = torch.promote_types(torch.promote_types(bottom.dtype, top.dtype), torch.float32)
-    bottom, top = (each.flatten(2) for each in same_size(bottom.to(kind), top.to(kind)))
-    with torch.autocast(bottom.device.type, enabled=False):
-        return bottom @ top.mT / bottom.shape[2]
-
-
-def flow_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared difference of both networks' flows.
-
-    1/(B C C') Σ_{b,ij} (G_s − G_t)²: a mean over samples and pairs of channels.
-
-    Args:
-        student: G_s, as `flow` returns it (B, C, C').
-        teacher: G_t, of the same shape.
-
-    Returns:
-        A scalar, at least 0, in features to the fourth power.
-
-    Raises:
-        KDStudyError: if the shapes differ.
-
-    Example:
-        >>> flow_difference(torch.tensor([[[1.5], [1.5]]]), torch.tensor([[[0.5], [1.5]]])).item()
-        0.5
-
-    Source:
-        Yim et al. 2017, who take the squared norm of a sample's difference, C C' times as much.
-    """
-    student, teacher = widened(student, teacher)
-    return F.mse_loss(student, teacher)
+from kdstudy.pairs import Paired
 
 
 class Flows(Paired):

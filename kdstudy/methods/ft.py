@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstudy.errors import KDStudyError, check_number
-from kdstudy.losses import flat_rows, widened
+from kdstudy.losses import flat_rows, same_size, widened
 from kdstudy.method import METHODS, Hard, Method, Nets, Scaled, Step, Sum, evaluating
-from kdstudy.pairs import Paired, feature_maps, same_size
+from kdstudy.pairs import Paired, feature_maps
 
 EPSILON = 1e-6  # factors whose norm is no greater are not divided by it
 SLOPE = 0.1  # of the leaky ReLUs below 0

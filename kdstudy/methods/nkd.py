@@ -2,73 +2,9 @@
 
 from torch import Tensor
 
-from kdstudy import losses
 from kdstudy.errors import check_number
-from kdstudy.losses import split_target, widened
+from kdstudy.losses import non_target_cross_entropy, weighted_target
 from kdstudy.method import METHODS, Hard, Method, Scaled, Step, Sum
-
-
-def weighted_target(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """Return the student's cross-entropy, each sample weighted by the teacher's probability of its class.
-
-    −1/B Σ_b p_t(y) log p_s(y), with p = softmax(z): at temperature 1.
-
-    Args:
-        student: logits (B, C), C at least 2.
-        teacher: logits (B, C).
-        labels: the classes (B,), int64.
-
-    Returns:
-        A scalar in nats, at least 0, and at most the cross-entropy.
-
-    Raises:
-        KDStudyError: if the shapes differ or the labels do not fit.
-
-    Example:
-        >>> import torch
-        >>> pair = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[0.0, 2.0, 1.0]])
-        >>> round(weighted_target(*pair, torch.tensor([0])).item(), 6)
-        0.036697
-
-    Source:
-        Yang et al. 2023.
-    """
-    student, teacher = widened(student, teacher)
-    log_s, log_t = (split_target(logits.log_softmax(1), labels)[0] for logits in (student, teacher))
-    return -(log_t.exp() * log_s).mean()
-
-
-def non_target_cross_entropy(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return the cross-entropy of the predictions among the classes that are not the target.
-
-    −T²/B Σ_b Σ_{c≠y} p̂_t log p̂_s, with p̂ = softmax of z_c / T over c ≠ y: a mean over samples.
-
-    Args:
-        student: logits (B, C), C at least 2.
-        teacher: logits (B, C).
-        labels: the classes (B,), int64.
-        temperature: T, greater than 0.
-
-    Returns:
-        A scalar in nats times T², at least T² times the mean entropy of the teacher's p̂, which it reaches when the
-        student's is the same.
-
-    Raises:
-        KDStudyError: if the shapes differ, the labels do not fit, or the temperature is out of range.
-
-    Example:
-        >>> import torch
-        >>> pair = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[0.0, 2.0, 1.0]])
-        >>> round(non_target_cross_entropy(*pair, torch.tensor([0]), temperature=1.0).item(), 6)
-        1.04432
-
-    Source:
-        Yang et al. 2023.
-    """
-    check_number("temperature", temperature, low=0, above=True)
-    student, teacher = widened(student, teacher)
-    others, theirs = (split_target(logits, labels)[1] / temperature for logits in (student, teacher))
-    return temperature**2 * losses.cross_entropy(others, theirs.softmax(1))
 
 
 class Normalized(Method):

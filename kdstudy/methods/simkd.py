@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kdstudy.errors import KDStudyError, check_number
-from kdstudy.losses import feature_mse
+from kdstudy.losses import feature_mse, same_size
 from kdstudy.method import METHODS, Method, Nets, Scaled, Shapes, Step, evaluating, outputs, said
 from kdstudy.nets import Staged
 from kdstudy.nets.staged import conv, norm_relu
-from kdstudy.pairs import same_size
 
 
 def projector(inner: int, outer: int, size: tuple[int, int], factor: int = 2) -> nn.Sequential:

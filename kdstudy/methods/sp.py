@@ -1,41 +1,8 @@
 """Which samples a network sees as alike, on a feature map of any size."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from kdstudy.errors import check_number
-from kdstudy.losses import flat_rows, products, widened
+from kdstudy.losses import similarity
 from kdstudy.method import METHODS, Hard, Method, Relate, Scaled, Sum
-
-EPSILON = 1e-12  # a row of similarities whose norm is no greater is not divided by it
-
-
-def similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared difference of both networks' similarities of the samples.
-
-    1/B² ‖G_s − G_t‖²_F, with G = Q Qᵀ of the flattened features Q, each row of G divided by its norm. A sample whose
-    features are all 0 is alike to none.
-
-    Args:
-        student: features (B, ...).
-        teacher: features (B, ...), of any further shape.
-
-    Returns:
-        A scalar in [0, 4/B], the same for features that are rotated or multiplied by any number but 0.
-
-    Raises:
-        KDStudyError: if the batches differ in size.
-
-    Example:
-        >>> round(similarity(torch.eye(2), torch.ones(2, 5)).item(), 6)
-        0.292893
-
-    Source:
-        Tung & Mori 2019.
-    """
-    ours, theirs = widened(_similarities(student), _similarities(teacher))
-    return F.mse_loss(ours, theirs)
 
 
 @METHODS.register("sp", family="relation", paper="Tung & Mori 2019, arXiv:1907.09682")
@@ -62,10 +29,3 @@ def sp(weight: float = 3000.0, tap: str | None = None, hard: float = 1.0) -> Met
     check_number("weight", weight, low=0)
     check_number("hard", hard, low=0)
     return Sum(Scaled(hard, Hard()), Scaled(weight, Relate(similarity, tap)))
-
-
-def _similarities(features: Tensor) -> Tensor:
-    """Return G, in float32 at least (B, B)."""
-    alike = products(flat_rows(features))
-    norms = alike.norm(dim=1, keepdim=True)
-    return alike / torch.where(norms > EPSILON, norms, 1.0)
