@@ -120,7 +120,7 @@ class Training:
         self.best: tuple[int, dict[str, Tensor]] = (0, {})
         self.part: Epoch | None = None
         self.pause: Callable[[], None] = lambda: None
-        self._settled, self._buffers = True, dict[str, Tensor]()
+        self._settled, self._moved, self._buffers = True, False, dict[str, Tensor]()
 
     @cached_property
     def look(self) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -184,7 +184,7 @@ class Training:
         data, epoch = self.data, self.epoch
         order = self.order(epoch)
         for i in range(part.done, len(order)):
-            self._settled, rows = False, order[i]
+            self._settled, self._moved, rows = False, False, order[i]
             progress, rate = self._schedule(i, len(order))
             self.optimizer.param_groups[0]["lr"] = rate
             x = data.view(rows, epoch)
@@ -223,6 +223,7 @@ class Training:
             loss = torch.stack(list(terms.values())).sum()
         loss.backward()
         self.optimizer.step()
+        self._moved = True
         return terms
 
     def _schedule(self, step: int, steps: int) -> tuple[float, float]:
@@ -283,8 +284,8 @@ class Training:
 
     @contextmanager
     def _as_before(self) -> Iterator[None]:
-        """Let what takes long in an epoch's first step be interrupted: only buffers have changed, and are known."""
-        self._settled = self.part is not None and not self.part.done
+        """Let what takes long in an epoch's first step be interrupted while only buffers, which are known, have changed."""
+        self._settled = self.part is not None and not self.part.done and not self._moved
         yield
         self._settled = False
 

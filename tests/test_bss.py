@@ -324,6 +324,7 @@ def test_a_training_asks_the_teacher_no_more_than_it_may(name):
         ({"soft": -1.0}, "soft = -1.0: must be a number of at least 0"),
         ({"boundary": -1.0}, "boundary = -1.0"),
         ({"hard": -1.0}, "hard = -1.0"),
+        ({"hard": 0.0, "soft": 0.0}, "hard and soft = 0: from 3/4 of training on nothing would be minimised"),
         ({"attack_steps": 10**4}, "attack_steps = 10000: must be an integer between 0 and 1000"),
         ({"attack_size": 1}, "attack_size = 1: must be an integer of at least 2"),
         ({"bound": 0.0}, "bound = 0.0: must be a number greater than 0"),

@@ -121,6 +121,7 @@ def test_images_are_normalised_by_the_training_images():
         ("digits", {"validation": 0}, "validation = 0: must be a number greater than 0 and at most 0.5"),
         ("digits", {"validation": 0.6}, "validation = 0.6: must be"),
         ("digits", {"subset": 0}, "subset = 0: must be an integer of at least 1"),
+        ("digits", {"views": {"crop": 2}}, "views: is a dict, must be Views(...)"),
     ],
 )
 def test_data_refuses_when_it_is_named(name, args, said):

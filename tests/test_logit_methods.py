@@ -447,6 +447,12 @@ def test_correlations_of_logits_and_along_the_other_side_are_seen():
 # What is refused
 
 
+def test_dkd_without_labels_has_no_warmup():
+    with pytest.raises(KDStudyError, match=r"with warmup = 0\.0833 the first step would minimise nothing; set it to 0"):
+        METHODS.make("dkd", hard=0.0)
+    assert METHODS.make("dkd", hard=0.0, warmup=0.0)
+
+
 @EVERY_LOSS
 @pytest.mark.parametrize("other", [(4, 3), (1, 5), (5, 4)])
 def test_different_shapes_are_refused(loss, other):

@@ -558,6 +558,27 @@ def test_in_each_phase_what_has_a_gradient_is_updated_and_the_next_sees_it():
     assert {"loss_first", "loss_second"} <= set(trained.history[0])
 
 
+class Listens(Turns):
+    """Asks the teacher in the second phase alone."""
+
+    needs = frozenset({"logits"})
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        if step.phase == 0:
+            return {"hard": F.cross_entropy(step.student["logits"], step.y)}
+        return {"soft": F.mse_loss(step.student["logits"], step.teacher["logits"])}
+
+
+def test_between_two_phases_nothing_is_kept(monkeypatch):
+    """What records a teacher for long may be interrupted in an epoch's first step, unless weights have changed."""
+    trained = Training(network(), digits(), Listens(), teachers=[network("teacher")], recipe=SHORT, device=CPU)
+    recorder, states = trained.recorders[0], list[object]()
+    record = recorder.record
+    monkeypatch.setattr(recorder, "record", lambda epoch: states.append(trained.state()) or record(epoch))
+    finish(trained)
+    assert states == [None, None]
+
+
 def test_a_method_of_several_phases_is_no_part_of_a_sum():
     with pytest.raises(KDStudyError, match="has several phases: it can only be used alone"):
         Training(network(), digits(), Sum(Hard(), Turns()), recipe=SHORT, device=CPU)

@@ -125,7 +125,7 @@ def methods(
     for name in [name for name in names or METHODS if name != PLAIN and _able(name, notes)]:
         pair = {each: prepared(each, images, batch) for each in (PLAIN, name)}
         rates = interleaved({each: partial(_epoch, training) for each, training in pair.items()}, repeats)
-        ratio = median(rates[PLAIN]) / median(rates[name])
+        ratio = median(plain / own for plain, own in zip(rates[PLAIN], rates[name], strict=True))
         claim = f"its step takes {ratio:.2f} times as long as one of cross-entropy alone"
         yield result("methods", name, claim, rates, "images/s", ratios={f"{name} / {PLAIN}": ratio}) | {"notes": notes}
         notes = []
@@ -164,7 +164,7 @@ def table(file: Path = FILE) -> pd.DataFrame:
 
 
 def times(kept: pd.DataFrame) -> dict[str, float]:
-    """Return how many steps by cross-entropy each method's step takes, by medians.
+    """Return how many steps by cross-entropy each method's step takes: the median over the repeats' own ratios.
 
     Args:
         kept: as `table` returns it.
@@ -173,12 +173,15 @@ def times(kept: pd.DataFrame) -> dict[str, float]:
         The ratio by method: 1 for cross-entropy itself, and nothing for what was not measured.
 
     Example:
-        >>> values = {"case": ["at"] * 2, "row": ["scratch", "at"], "value": [300.0, 200.0]}
+        >>> values = {"case": ["at"] * 2, "row": ["scratch", "at"], "repeat": [1, 1], "value": [300.0, 200.0]}
         >>> times(pd.DataFrame(values))
         {'scratch': 1.0, 'at': 1.5}
     """
-    rates = kept.groupby(["case", "row"]).value.median()
-    return {PLAIN: 1.0} | {name: float(rates[name, PLAIN] / rates[name, name]) for name in kept.case.unique()}
+    found = {PLAIN: 1.0}
+    for name, rows in kept.groupby("case", sort=False):
+        rates = rows.pivot(index="repeat", columns="row", values="value")
+        found[str(name)] = float((rates[PLAIN] / rates[name]).median())
+    return found
 
 
 def complete(file: Path = FILE, repeats: int = 5, **more: Any) -> list[str]:

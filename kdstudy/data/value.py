@@ -84,6 +84,8 @@ class Data:
         for key, value in args.items():
             if not isinstance(value, Hashable):
                 raise KDStudyError(f"data set {name!r}: {key} = {value!r}: must be fixed, as a tuple is")
+        if views is not None and not isinstance(views, Views):
+            raise KDStudyError(f"views: is a {type(views).__name__}, must be Views(...)")
         check_number("validation", validation, low=0, high=0.5, above=True)
         if subset is not None:
             check_number("subset", subset, low=1, whole=True)

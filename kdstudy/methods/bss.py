@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdstudy import losses
-from kdstudy.errors import check_number
+from kdstudy.errors import KDStudyError, check_number
 from kdstudy.losses import widened
 from kdstudy.method import METHODS, Hard, Method, Nets, Scaled, Step, Sum, outputs
 from kdstudy.schedules import linear, until
@@ -224,6 +224,8 @@ def bss(
     training mode as in the authors' code, so they enter its batch norm's statistics. Fewer than two of them, for which
     there may be none, are left out. The teacher's logits of the batch are recorded, those of x' computed in each step.
 
+    Of an image that is mixed with another, "right" is its own label; the term "hard" has both.
+
     Args:
         temperature: T, greater than 0. The terms are not multiplied by T².
         soft: λ, at least 0, beside the authors' schedule from 4 to 1.
@@ -247,6 +249,8 @@ def bss(
     check_number("temperature", temperature, low=0, above=True)
     for name, weight in (("soft", soft), ("boundary", boundary), ("hard", hard)):
         check_number(name, weight, low=0)
+    if not hard and not soft:
+        raise KDStudyError("hard and soft = 0: from 3/4 of training on nothing would be minimised")
     check_number("attack_steps", attack_steps, low=0, high=1000, whole=True)
     check_number("attack_size", attack_size, low=2, whole=True)
     check_number("bound", bound, low=0, above=True)

@@ -188,6 +188,8 @@ def crd(
     from the first batch. Positives are w of the same image, negatives of m images of other classes, drawn in each step
     with replacement, where the authors' code draws without as long as a class has as many others.
 
+    Images that are mixed count by their own labels; the term "hard" has both.
+
     The time of a step grows with n, hardly with m; a memory takes 8 n size bytes, which every checkpoint holds.
 
     Args:

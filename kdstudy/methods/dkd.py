@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kdstudy.errors import check_number
+from kdstudy.errors import KDStudyError, check_number
 from kdstudy.losses import non_target_class_kd, target_class_kd
 from kdstudy.method import METHODS, Hard, Method, Scaled, Step, Sum
 from kdstudy.schedules import rising
@@ -75,4 +75,8 @@ def dkd(
     """
     check_number("hard", hard, low=0)
     check_number("warmup", warmup, low=0, high=1)
+    if not hard and warmup:
+        raise KDStudyError(
+            f"hard = {hard}: with warmup = {warmup:.3g} the first step would minimise nothing; set it to 0"
+        )
     return Sum(Scaled(hard, Hard()), Scaled(rising(warmup), Decoupled(alpha, beta, temperature)))
