@@ -15,7 +15,8 @@ from kdstudy.nets import Staged, Tapped
 from kdstudy.registry import Registry
 from kdstudy.schedules import Schedule
 
-METHODS = Registry("method")
+FAMILIES = ("control", "response", "representation", "relation", "boundary", "online", "self")
+METHODS = Registry("method", FAMILIES)
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from kdstudy.errors import KDStudyError, shown, unknown
 from kdstudy.losses import same_size
-from kdstudy.method import Method, Nets, Shapes, Step, said
+from kdstudy.method import Method, Nets, Shapes, Step, evaluating, said
 
 Adapter = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
 
@@ -210,6 +211,23 @@ class Paired(Method):
             self.adapters.extend(self.make_adapter(each.ours, each.theirs) for each in self.pairs)
         self.needs = frozenset(each.teacher for each in self.pairs)
         self.paired = ", ".join(map(str, self.pairs))
+        if (type(self).features, type(self).forward) == (Paired.features, Paired.forward):
+            self._try()
+
+    def _try(self) -> None:
+        """Refuse pairs that the loss does not take as they would come."""
+        for i, each in enumerate(self.pairs):
+            ours, theirs = same_size(torch.zeros(2, *each.ours), torch.zeros(2, *each.theirs))
+            try:
+                with torch.no_grad(), evaluating(self):
+                    self.loss(self.adapters[i](ours) if len(self.adapters) else ours, theirs)
+            except (KDStudyError, RuntimeError) as error:
+                missing = "" if len(self.adapters) else " without an adapter"
+                reason = str(error).strip().splitlines()[0]
+                raise KDStudyError(
+                    f"cannot compare {each.student} {each.ours} with the teacher's {each.teacher} {each.theirs}"
+                    f"{missing}: {reason}"
+                ) from None
 
     def features(self, step: Step) -> list[tuple[str, Tensor, Tensor]]:
         """Return for each pair the student's tap, its features, adapted, and the teacher's, of one size."""

@@ -149,9 +149,9 @@ def image_sheet(axes: Axes, data: Dataset, *, columns: int, rows: int) -> None:
     axes.set_title(f"Training images of {columns} of the {data.num_classes} classes ({h} × {w} pixels)")
 
 
-def seeds(table: pd.DataFrame) -> str:
-    """Return how many values an interval stands on, in words, for a title."""
-    sizes = table.dropna(subset=["test_accuracy"]).groupby(["net", "method", "teacher", "teacher_epochs"]).size()
+def seeds(table: pd.DataFrame, by: Sequence[str] = ("net", "method", "teacher", "teacher_epochs")) -> str:
+    """Return how many values an interval stands on, in words, for a title; `by` says what an interval is of."""
+    sizes = table.dropna(subset=["test_accuracy"]).groupby(list(by)).size()
     low, high = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
     return f"mean and 95 % t-interval over student seeds, {n} each" if low > 1 else f"one student seed, {n}"

@@ -60,9 +60,9 @@ class Registry(dict[str, Entry]):
         9
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, families: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.families = kind, families
 
     def register(self, name: str, *, version: int = 1, family: str = "", paper: str = "") -> Callable[[F], F]:
         """Return the decorator that enters a factory under `name`.
@@ -75,9 +75,12 @@ class Registry(dict[str, Entry]):
             paper: where it comes from: authors, year and, if there is one, the arXiv number.
 
         Raises:
-            KDStudyError: if something else has that name already. Running the same definition again,
-                as one does in a notebook, replaces it.
+            KDStudyError: if the family is not known, or something else has that name already. Running the same
+                definition again, as one does in a notebook, replaces it.
         """
+
+        if family and self.families and family not in self.families:
+            raise unknown("family", family, self.families)
 
         def enter(factory: F) -> F:
             before = self.get(name)

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kdstudy.bench.methods import BATCH, CLASSES, PAIR, Cost, cost, table, times
-from kdstudy.method import METHODS
+from kdstudy.method import FAMILIES, METHODS
 from kdstudy.registry import Entry
 
-FAMILIES = ("control", "response", "representation", "relation", "boundary", "online", "self", "other")
+OTHER = "other"  # the family of what names none
 WIDTH = 110  # characters a line
 NOT_KNOWN = "-"
 _NAME, _PAPER = 20, WIDTH - 20 - 12 - 16 - 8  # columns
@@ -61,14 +61,14 @@ def shown(names: Iterable[str] | None = None) -> list[Shown]:
     """
     measured = times(table())
     found = [_shown(METHODS[name], measured) for name in (METHODS if names is None else names)]
-    return sorted(found, key=lambda each: (FAMILIES.index(each.family), _year(each.paper), each.name))
+    return sorted(found, key=lambda each: ((*FAMILIES, OTHER).index(each.family), _year(each.paper), each.name))
 
 
 def _shown(entry: Entry, measured: Mapping[str, float]) -> Shown:
     text = inspect.getdoc(entry.factory) or ""
     equation = re.search(r"^L = .*?(?=\n\n|\Z)", text, re.M | re.S)
     about = re.sub(r" \([^()]*\d{4}\)", "", entry.summary)
-    family = entry.family if entry.family in FAMILIES else "other"
+    family = entry.family or OTHER
     said = " ".join(equation[0].split()) if equation else NOT_KNOWN
     step = f"{measured[entry.name]:.2f}" if entry.name in measured else NOT_KNOWN
     return Shown(entry.name, family, about, said, entry.paper or NOT_KNOWN, _defaults(entry), *_costs(entry.name), step)

@@ -284,7 +284,7 @@ class Training:
 
     @contextmanager
     def _as_before(self) -> Iterator[None]:
-        """Let what takes long in an epoch's first step be interrupted while only buffers, which are known, have changed."""
+        """Let what takes long in an epoch's first step be interrupted, while only buffers, all known, have changed."""
         self._settled = self.part is not None and not self.part.done and not self._moved
         yield
         self._settled = False

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdstudy import Data, Net, Recipe, Run, fitting, study
 from kdstudy.errors import KDStudyError
-from kdstudy.losses import same_size
+from kdstudy.losses import feature_mse, same_size
 from kdstudy.method import METHODS, Match, Method, Nets, Outputs, Shapes, Soft, Step, outputs
 from kdstudy.nets import NETWORKS, create
 from kdstudy.pairs import Pair, Paired, feature_maps, pair, regressor
@@ -214,6 +214,24 @@ def test_each_pair_is_a_term_of_its_own():
     empty = torch.empty(0)
     step = Step(empty, empty, empty, empty, 0.0, Outputs(lambda: ours), Outputs(lambda: theirs))
     assert {name: value.item() for name, value in method(step).items()} == {"near_stage1": 2.0, "near_stage2": 3.5}
+
+
+def test_a_loss_that_does_not_take_the_pair_is_refused_when_it_is_built():
+    both = Nets(create("resnet8", width=4), (create("resnet8", width=6),), IMAGE, nn.Module)
+    with pytest.raises(KDStudyError) as caught:
+        Paired(feature_mse, "near", taps=["stage2"]).build(both)
+    assert str(caught.value) == (
+        "cannot compare stage2 (8, 8, 8) with the teacher's stage2 (12, 8, 8) without an adapter: "
+        "shapes differ: student (2, 8, 8, 8), other (2, 12, 8, 8)"
+    )
+    made = Paired(feature_mse, "near", regressor, taps=["stage2"])
+    made.build(both)
+    assert all((buffer == start).all() for buffer, start in zip(made.buffers(), fresh_buffers(), strict=True))
+
+
+def fresh_buffers() -> list[Tensor]:
+    """Those of an adapter that has seen nothing."""
+    return list(regressor((8, 8, 8), (12, 8, 8)).buffers())
 
 
 # Before and while it trains

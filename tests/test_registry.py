@@ -317,3 +317,12 @@ def test_a_value_that_cannot_be_written_is_called_by_its_type():
 
 def test_an_error_is_one_line_that_any_terminal_shows():
     assert str(KDStudyError("not there: a\n  b\x1b[2J\udcff é")) == "not there: a b\\x1b[2J\\udcff é"
+
+
+def test_a_family_that_is_not_known_is_refused():
+    shapes = Registry("shape", ("round", "edged"))
+    with pytest.raises(KDStudyError, match="unknown family 'rond': did you mean 'round'"):
+        shapes.register("circle", family="rond")
+    shapes.register("circle", family="round")(dict)
+    shapes.register("own")(dict)
+    assert (shapes["circle"].family, shapes["own"].family) == ("round", "")
