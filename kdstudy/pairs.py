@@ -211,7 +211,8 @@ class Paired(Method):
             self.adapters.extend(self.make_adapter(each.ours, each.theirs) for each in self.pairs)
         self.needs = frozenset(each.teacher for each in self.pairs)
         self.paired = ", ".join(map(str, self.pairs))
-        if (type(self).features, type(self).forward) == (Paired.features, Paired.forward):
+        own, parts = type(self), (Paired.build, Paired.features, Paired.forward)
+        if (own.build, own.features, own.forward) == parts:  # else what the loss is given is not known here
             self._try()
 
     def _try(self) -> None:

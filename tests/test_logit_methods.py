@@ -541,8 +541,8 @@ def test_the_terms_have_the_papers_weights(hard):
 
 
 def test_published_totals_of_the_methods():
-    assert sum(terms_of("dkd", hard=0, beta=8.0).values()) == pytest.approx(10.0778730, abs=1e-6)
-    assert sum(terms_of("dkd", hard=0, beta=2.0).values()) == pytest.approx(3.1399658, abs=1e-6)
+    assert sum(terms_of("dkd", hard=0, warmup=0, beta=8.0).values()) == pytest.approx(10.0778730, abs=1e-6)
+    assert sum(terms_of("dkd", hard=0, warmup=0, beta=2.0).values()) == pytest.approx(3.1399658, abs=1e-6)
     assert sum(terms_of("dist", hard=0, beta=1.0, gamma=1.0).values()) == pytest.approx(45.15189, abs=1e-5)
     assert sum(terms_of("dist", hard=0, beta=1, gamma=1, temperature=1).values()) == pytest.approx(3.028839, abs=1e-6)
     assert sum(terms_of("nkd", hard=0).values()) == pytest.approx(4.2223070, abs=1e-6)
@@ -580,7 +580,7 @@ def test_of_a_mixed_image_the_target_class_is_its_own_label(name):
     ("name", "none"),
     [
         ("logits", {"weight": 0}),
-        ("dkd", {"alpha": 0.0, "beta": 0.0}),
+        ("dkd", {"alpha": 0.0, "beta": 0.0, "warmup": 0.0}),
         ("dist", {"beta": 0, "gamma": 0}),
         ("logit_std", {"weight": 0.0}),
     ],
@@ -591,8 +591,8 @@ def test_at_weight_zero_no_term_is_computed(name, none, hard):
 
 
 def test_of_two_terms_either_can_be_left_out():
-    assert sorted(terms_of("dkd", alpha=0, hard=0)) == ["non_target"]
-    assert sorted(terms_of("dkd", beta=0, hard=0)) == ["target"]
+    assert sorted(terms_of("dkd", alpha=0, hard=0, warmup=0)) == ["non_target"]
+    assert sorted(terms_of("dkd", beta=0, hard=0, warmup=0)) == ["target"]
     assert sorted(terms_of("dist", beta=0, hard=0)) == ["intra"]
     assert sorted(terms_of("dist", gamma=0, hard=0)) == ["inter"]
 

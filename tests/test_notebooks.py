@@ -98,10 +98,10 @@ def test_a_failed_training_shows_in_the_report_and_fails_the_study(tmp_path: Pat
     broken = """
 from kdstudy.store import Store
 train = Store._epochs
-def fails(self, run, taught_by):
+def fails(self, run, *built_on):
     if run.method == "early_stopped_kd":
         raise RuntimeError("no such luck")
-    yield from train(self, run, taught_by)
+    yield from train(self, run, *built_on)
 Store._epochs = fails
 """
     book.cells.insert(4, nbformat.v4.new_code_cell(broken))
