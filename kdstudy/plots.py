@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 
 from kdstudy.claims import Verdicts, t_interval, unit
 from kdstudy.data import Dataset
+from kdstudy.pictures import effects_in_words as effects_in_words
+from kdstudy.pictures import in_words as in_words
+from kdstudy.pictures import show as show
 
 # Okabe & Ito's palette, which readers with any kind of colour vision tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -40,6 +43,13 @@ def figure(columns: int = 1, *, width: float = 7.0, height: float = 4.4, **optio
     """Return a styled figure and its axes, laid out so that labels do not collide."""
     style()
     return plt.subplots(1, columns, figsize=(width * columns**0.7, height), layout="constrained", **options)
+
+
+def sheet(columns: int = 1, *, width: float = 7.0, height: float = 4.4) -> tuple[Figure, Any]:
+    """Return what `figure` does, but known to no notebook cell: it is shown where it is put, and nowhere else."""
+    style()
+    drawn = Figure(figsize=(width * columns**0.7, height), layout="constrained", dpi=plt.rcParams["figure.dpi"])
+    return drawn, drawn.subplots(1, columns)
 
 
 def intervals(
@@ -126,7 +136,7 @@ def legend(axes: Axes, columns: int = 2) -> None:
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize="small")
 
 
-def image_sheet(axes: Axes, data: Dataset, *, columns: int, rows: int) -> None:
+def image_sheet(axes: Axes, data: Dataset, *, columns: int, rows: int) -> list[str]:
     """Draw training images, one class a column, under the classes' names.
 
     Args:
@@ -134,6 +144,9 @@ def image_sheet(axes: Axes, data: Dataset, *, columns: int, rows: int) -> None:
         data: the data set.
         columns: how many classes, spread over all of them.
         rows: how many images of each.
+
+    Returns:
+        The names of these classes, from left to right.
     """
     columns = min(columns, data.num_classes)
     labels = [round(i * (data.num_classes - 1) / (columns - 1)) for i in range(columns)]
@@ -143,18 +156,27 @@ def image_sheet(axes: Axes, data: Dataset, *, columns: int, rows: int) -> None:
     filled = [torch.cat([strip, blank.new_zeros(rows * h - len(strip), w, data.shape[0])]) for strip in strips]
     sheet = torch.cat([part for strip in filled for part in (strip, blank)], dim=1)
     axes.imshow(sheet.squeeze(-1).numpy(), cmap="gray", interpolation="nearest")
-    axes.set_xticks([(w + 1) * i + w / 2 for i in range(columns)], [data.classes[label] for label in labels])
+    names = [data.classes[label] for label in labels]
+    axes.set_xticks([(w + 1) * i + w / 2 for i in range(columns)], names)
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.set_title(f"Training images of {columns} of the {data.num_classes} classes ({h} × {w} pixels)")
+    return names
 
 
 def seeds(table: pd.DataFrame, by: Sequence[str] = ("net", "method", "teacher", "teacher_epochs")) -> str:
-    """Return how many values an interval stands on, in words, for a title; `by` says what an interval is of."""
+    """Return how many values an interval stands on, in words, for a caption; `by` says what an interval is of."""
     sizes = table.dropna(subset=["test_accuracy"]).groupby(list(by)).size()
     low, high = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
     return f"mean and 95 % t-interval over student seeds, {n} each" if low > 1 else f"one student seed, {n}"
+
+
+# What an effect's marks are, beneath the figure.
+EFFECTS = (
+    "Paired by seed, n pairs each: mean and 95 % t-interval; dotted: what it has to exceed. The verdicts stand after "
+    "Holm's correction for all claims, so an interval beyond the dotted line can be inconclusive."
+)
 
 
 def effects(verdicts: Verdicts) -> Figure:
@@ -179,12 +201,8 @@ def effects(verdicts: Verdicts) -> Figure:
     )
     for axes, panel, name in zip(grid[:, 0], panels, units, strict=True):
         _effects(axes, panel)
-        axes.set_xlabel(f"effect ({name}); dotted: what it has to exceed")
-    drawn.suptitle(
-        "The effect of each claim, paired by seed, with its 95 % t-interval\n"
-        "(verdicts after Holm's correction for all of them)",
-        fontweight="bold",
-    )
+        axes.set_xlabel(f"effect ({name})")
+    drawn.suptitle("The effect of each claim, and its verdict", fontweight="bold")
     return drawn
 
 
