@@ -4,7 +4,7 @@ A notebook describes its trainings as `Run` values and asks `study` for them as 
 store is read, what is missing is trained.
 """
 
-from kdstudy import claims, data, losses, methods, metrics, nets, plots, report, runs, schedules
+from kdstudy import claims, data, losses, methods, metrics, nets, plots, report, runs, schedules, widgets
 from kdstudy.claims import Claim, Verdicts
 from kdstudy.data import DATASETS, Data, Views
 from kdstudy.errors import KDStudyError
@@ -60,4 +60,5 @@ __all__ = [
     "settings",
     "study",
     "train",
+    "widgets",
 ]

@@ -30,6 +30,21 @@ def seconds_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def interactive() -> bool:
+    """Return whether somebody looks at this notebook's outputs and can press their buttons.
+
+    So it is in JupyterLab and what else runs on a Jupyter server, in VS Code and in Colab, not where papermill, nbval
+    or nbconvert execute a notebook. `KDSTUDY_STATIC` says it outright: 1 for nobody, 0 for somebody.
+    """
+    from IPython.core.getipython import get_ipython
+
+    if said := os.environ.get("KDSTUDY_STATIC"):
+        return said == "0"
+    shell: Any = get_ipython()
+    served = "JPY_SESSION_NAME" in os.environ or "COLAB_RELEASE_TAG" in os.environ
+    return hasattr(shell, "kernel") and (served or "__vsc_ipynb_file__" in shell.user_ns)
+
+
 class Display:
     """Where progress is shown: one output in a notebook, a bar in a terminal, a line at a time in a log."""
 

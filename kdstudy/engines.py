@@ -28,6 +28,7 @@ from kdstudy.runs import Run
 from kdstudy.store import Store
 
 GRACE = 30.0  # seconds that a worker may take to keep a checkpoint
+HEARING = 0.2  # seconds until whoever may be told to stop looks whether it was
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,17 @@ def here(runs: Sequence[Run], store: Store) -> Generator[Event, None, None]:
         yield Event(run, error=error)
 
 
-def workers(runs: Sequence[Run], store: Store, number: int) -> Generator[Event, None, None]:
-    """Train runs in some processes of one thread each, a run as soon as all it builds on is there; see `execute`."""
+def workers(
+    runs: Sequence[Run], store: Store, number: int, stop: threading.Event | None = None
+) -> Generator[Event, None, None]:
+    """Train runs in some processes of one thread each, a run as soon as all it builds on is there; see `execute`.
+
+    Once `stop` is set it ends, as if all were done; what was in training then keeps a checkpoint.
+    """
     waiting, failed = list(runs), dict[str, str]()
     team = Team(store.root)
     try:
-        while waiting or team.busy:
+        while (waiting or team.busy) and not (stop and stop.is_set()):
             while _ready(waiting, unfinished := [*waiting, *team.runs]) and len(team.busy) < number:
                 run, elsewhere = _next(waiting, unfinished, store)
                 waiting.remove(run)
@@ -130,7 +136,7 @@ def workers(runs: Sequence[Run], store: Store, number: int) -> Generator[Event, 
                 if elsewhere:
                     yield Event(run, waits=True)
                 team.start(run)
-            for event in team.events():
+            for event in team.events(None if stop is None else HEARING):
                 if event.error is not None:
                     failed[event.run.key] = event.error
                 yield event
@@ -180,9 +186,13 @@ class Team:
         with suppress(OSError):  # it may have died meanwhile: `events` says so
             worker.connection.send(run)
 
-    def events(self) -> Iterator[Event]:
-        """Wait until something happens, and yield it; nothing if nobody trains, since nothing would happen."""
-        for connection in wait(list(self.busy)) if self.busy else ():
+    def events(self, timeout: float | None = None) -> Iterator[Event]:
+        """Wait until something happens, and yield it; nothing if nobody trains, since nothing would happen.
+
+        Args:
+            timeout: the most seconds to wait; None waits as long as it takes.
+        """
+        for connection in wait(list(self.busy), timeout) if self.busy else ():
             worker, run = self.busy[connection]  # type: ignore[index]
             event = worker.hear(run)
             if event.ends:

@@ -92,7 +92,8 @@ def execute(
 
     scale, stopped = scale_of(values), None
     with tempfile.TemporaryDirectory(prefix="kdstudy-") as folder, Saves(into or Path()) as saves:
-        with environment(KDSTUDY_ACCOUNT=f"{folder}/account", **variables), _unlogged("papermill", "asyncio"):
+        told = {"KDSTUDY_ACCOUNT": f"{folder}/account", "KDSTUDY_STATIC": "1"}
+        with environment(**told, **variables), _unlogged("papermill", "asyncio"):
             try:
                 papermill.execute_notebook(
                     _unformatted(str(notebook)),

@@ -176,7 +176,8 @@ def refresh(notebook: Path) -> None:
     book = nbformat.read(notebook, 4)
     try:
         client = NotebookClient(book, timeout=TIMEOUTS["quick"], record_timing=False, **QUIET)
-        client.execute(cwd=str(notebook.parent))
+        with environment(KDSTUDY_STATIC="1"):
+            client.execute(cwd=str(notebook.parent))
     except Exception as reason:
         raise KDStudyError(f"{notebook}: {one_line(reason)}") from None
     book.metadata["kdstudy"] = {"outputs_of": source_digest(notebook)}

@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
 LOCK_LINE = re.compile(r"(?P<name>[a-z0-9][a-z0-9.-]*)==(?P<version>[0-9][a-z0-9.]*)(?: ; (?P<marker>.+))?")
 SYSTEMS = {
     "Linux": {"sys_platform": "linux", "os_name": "posix", "platform_machine": "x86_64"},
@@ -128,6 +128,7 @@ def test_lock_covers_every_system_and_python(system: str, python: str) -> None:
 def test_importing_kdstudy_does_not_import_what_few_commands_need():
     """Each of these takes a good part of a second, which everyone would wait for at every start."""
     heavy = ["torchvision", "sklearn", "scipy.stats", "seaborn", "papermill", "nbconvert", "IPython", "jupyterlab"]
+    heavy += ["ipywidgets", "anywidget"]
     code = f"import sys, kdstudy; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

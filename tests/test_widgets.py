@@ -1,0 +1,295 @@
+"""Explorers and their controls, without a browser: what they show, refuse, and say of what is missing."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from kdstudy import KDStudyError, Recipe, Run, Store, plots, study, widgets
+from kdstudy.display import interactive
+from kdstudy.widgets import Choice, Explorer, Live, Several, Shown, Slider, Text, kinds
+
+RUN = Run("resnet8", data="digits", recipe=Recipe(epochs=1, batch=128))
+LONG = RUN.but(recipe=Recipe(epochs=40, batch=128), data=RUN.data.but(subset=200))
+
+
+def curve(found: dict[str, Any], power: int, name: str) -> Shown:
+    drawn, axes = plots.sheet()
+    axes.plot([0, 1], [0, power])
+    table = pd.DataFrame({"name": [name], "power": [power]})
+    return Shown(f"{name} to the power of {power}, {len(found)} runs", drawn, table, "x by y")
+
+
+def powers(runs: list[Run] | None = None) -> Explorer:
+    controls = {"power": Slider("Power", (1, 2, 4), value=2), "name": Choice("Name", ("<b>$a$</b>", "b"))}
+    return Explorer("Powers", curve, controls, runs or [])
+
+
+@pytest.fixture
+def outputs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is displayed instead of reaching a notebook."""
+    shown: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", lambda *things, **_: shown.extend(things))
+    return shown
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody looks at the notebook."""
+    monkeypatch.setattr("kdstudy.widgets.explorer.interactive", lambda: True)
+    monkeypatch.setattr("kdstudy.widgets.live.interactive", lambda: True)
+
+
+def test_what_is_shown_is_text_whatever_it_is_called() -> None:
+    shown = powers().show(name="<b>$a$</b>")
+    assert shown.summary.startswith("<b>$a$</b> to the power of 2")
+    assert "<b>" not in shown.html()
+    assert 'alt="&lt;b&gt;$a$&lt;/b&gt; to the power of 2, 0 runs"' in shown.html()
+    assert "x by y" in shown.html()
+    assert "<details open" in shown.html(opened=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"power": 3}, "unknown Power 3: there is 1, 2, 4"),
+        ({"name": "c"}, "unknown Name 'c': there is <b>$a$</b>, b"),
+        ({"powr": 2}, "unknown control 'powr': did you mean 'power'?"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(KDStudyError) as refused:
+        powers().show(**values)
+    assert str(refused.value) == line
+
+
+def test_a_control_without_anything_to_choose_is_refused() -> None:
+    with pytest.raises(KDStudyError, match="Name: there is nothing to choose from"):
+        Choice("Name", ())
+    with pytest.raises(KDStudyError, match="Name: 1 texts for 2 values"):
+        Choice("Name", (1, 2), texts=("one",))
+    with pytest.raises(KDStudyError, match="unknown Name 'c'"):
+        Several("Name", ("a", "b"), value=("c",))
+    with pytest.raises(KDStudyError, match="Filter = 3: must be a text"):
+        Text("Filter", value=3)
+
+
+@pytest.mark.parametrize(
+    ("control", "said", "read"),
+    [
+        (Choice("Name", ("a", "b"), value="b"), 0, "a"),
+        (Several("Name", ("a", "b", "c")), (0, 2), ("a", "c")),
+        (Slider("T", (1.0, 2.0)), 1, 2.0),
+        (Text("Filter"), "kd", "kd"),
+    ],
+)
+def test_a_control_is_read_from_its_widget(control: widgets.Control, said: Any, read: Any) -> None:
+    widget = control.make()
+    first = control.read(getattr(widget, control.trait))
+    assert first == control.first
+    heard: list[Any] = []
+    widget.observe(lambda change: heard.append(control.read(change["new"])), control.trait)
+    setattr(widget, control.trait, said)
+    assert heard == [read]
+
+
+def test_moving_a_control_draws_anew() -> None:
+    explorer = powers()
+    row, picture = explorer.widget.children[1].children, explorer.widget.children[2]
+    assert "to the power of 2" in picture.value
+    row[0].index = 2
+    assert row[0].heard == 2
+    row[1].index = 1
+    assert "b to the power of 4" in picture.value
+    assert explorer.values == {"power": 4, "name": "b"}
+    assert explorer.widget.children[3].layout.display == "none"  # nothing is missing
+
+
+def test_what_goes_wrong_in_a_view_is_shown() -> None:
+    def fails(found: dict[str, Any], power: int) -> Shown:
+        raise ValueError(f"<i>{power}</i>")
+
+    explorer = Explorer("Fails", fails, {"power": Slider("Power", (1, 2))})
+    assert "ValueError: &lt;i&gt;1&lt;/i&gt;" in explorer.widget.children[2].value
+    assert "role='alert'" in explorer.widget.children[2].value
+
+
+def test_an_empty_store_says_what_to_run() -> None:
+    explorer = powers([RUN, RUN.but(seed=1)])
+    said = explorer.show().summary
+    assert "Nothing of this is in the store yet: 2 of 2 runs are to be trained." in said
+    assert "kdstudy.study(runs)" in said
+    assert explorer.widget.children[3].children[1].description == "Train 2 missing runs"
+
+
+def test_the_button_trains_what_is_missing(looked_at: None) -> None:
+    RUN.result()
+    explorer = powers([RUN, RUN.but(seed=1)])
+    assert "1 runs" in explorer.show().summary
+    lack, button = explorer.widget.children[3].children
+    assert button.description == "Train 1 missing run"
+    button.click()
+    assert explorer._panel is not None
+    assert explorer._panel.live is not None
+    assert explorer._panel.live.wait(120)
+    assert "2 runs" in explorer.widget.children[2].value
+    assert explorer.widget.children[3].layout.display == "none"
+    assert Store().find(RUN.but(seed=1)) is not None
+
+
+def test_headless_it_is_a_figure_with_its_text_and_a_table(outputs: list[Any]) -> None:
+    powers()._ipython_display_()
+    image, words = outputs
+    assert image.png.startswith(b"\x89PNG")
+    assert image.summary == "<b>$a$</b> to the power of 2, 0 runs"
+    assert "<details open><summary>Table (1 row)" in words.data
+
+
+def test_with_a_front_end_it_is_a_widget_that_reads_without_it_too(outputs: list[Any], looked_at: None) -> None:
+    powers()._ipython_display_()
+    (bundle,) = outputs
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert "to the power of 2, 0 runs" in bundle["text/html"]
+
+
+@pytest.mark.parametrize(("said", "somebody"), [("1", False), ("0", True)])
+def test_whether_somebody_looks_can_be_said(said: str, somebody: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not interactive()  # not in a notebook
+    monkeypatch.setenv("KDSTUDY_STATIC", said)
+    assert interactive() is somebody
+
+
+def test_kinds_are_told_apart_by_what_differs() -> None:
+    teacher = RUN.but(seed=9)
+    kd = RUN.but(method="kd", teachers=(teacher,))
+    hot = kd.but(params={"temperature": 8.0})
+    early = kd.but(teachers=(teacher.but(recipe=Recipe(epochs=2, batch=128)),))
+    found = kinds([RUN, kd, kd.but(seed=1), hot, early, kd])
+    assert list(found) == [
+        "resnet8 scratch",
+        "resnet8 kd by resnet8, teachers epochs 1",
+        "resnet8 kd by resnet8, temperature 8.0, teachers epochs 1",
+        "resnet8 kd by resnet8, teachers epochs 2",
+    ]
+    assert [len(members) for members in found.values()] == [1, 2, 1, 1]
+
+
+def first_record(live: Live) -> threading.Event:
+    """An event that is set when the training's first epoch is heard of."""
+    heard, hear = threading.Event(), live._hear
+
+    def listen(event: Any) -> None:
+        hear(event)
+        if event.record is not None:
+            heard.set()
+
+    live._hear = listen  # type: ignore[method-assign]
+    return heard
+
+
+def test_a_training_is_stopped_and_continued_with_the_same_bits(tmp_path: Path) -> None:
+    whole = Store(tmp_path / "other").train(LONG)
+    live = Live([LONG])
+    heard = first_record(live)
+    assert live.start().state == "training"  # at once, while the training goes on
+    assert heard.wait(120)
+    live.stop()
+    assert live.wait(120)
+    assert live.state == "stopped"
+    assert "go on from their checkpoints" in live.status
+    assert (Store().folder(LONG) / "checkpoint.safetensors").exists()
+    stopped_at = live.records[LONG.key][-1]["epoch"]
+    assert stopped_at < 39
+
+    assert live.start().wait(120)
+    assert live.state == "finished"
+    result = Store().find(LONG)
+    assert result is not None
+    assert result.digests["weights.safetensors"] == whole.digests["weights.safetensors"]
+    assert len(live.records[LONG.key]) == 40
+    assert live.share == 1.0
+
+
+def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
+    teacher = RUN.but(seed=7)
+    taught = [RUN.but(method="kd", teachers=(teacher,), seed=seed) for seed in range(2)]
+    alone = {run.key: Store(tmp_path / "other").train(run) for run in [teacher, *taught]}
+    both = [Live(taught).start(), Live([taught[1], teacher]).start()]
+    for live in both:
+        assert live.wait(120)
+        assert live.state == "finished"
+    for key, result in alone.items():
+        assert (Store().root / key / "result.json").exists()
+        assert (Store().root / key / "weights.safetensors").read_bytes() == result.file(
+            "weights.safetensors"
+        ).read_bytes()
+
+
+def test_a_failed_run_is_told_and_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    wild = RUN.but(recipe=Recipe(epochs=2, batch=128, learning_rate=1e30))
+    live = Live([wild, RUN]).start()
+    assert live.wait(120)
+    assert live.state == "failed"
+    assert "diverged" in live.status
+    assert list(live.show().table["state"]) == ["failed", "finished"]
+    assert live.widget.children[0].children[0].description == "Continue"
+    assert live.widget.children[0].children[0].layout.display == ""
+
+
+def test_what_only_a_notebook_knows_is_refused() -> None:
+    from kdstudy import METHODS, Hard
+
+    METHODS.register("own")(lambda: Hard())
+    with pytest.raises(KDStudyError, match=r"resnet8 own seed 0: names what this notebook .* kdstudy.study"):
+        Live([RUN.but(method="own")]).start()
+    with pytest.raises(KDStudyError, match="runs: one is a str, all must be a Run"):
+        Live(["resnet8"])  # type: ignore[list-item]
+
+
+def test_headless_it_trains_and_shows_the_same(outputs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [RUN, RUN.but(seed=1)]
+    live = Live(runs)
+    live._ipython_display_()
+    image, words = outputs[-2:]
+    assert live.state == "finished"
+    mean = study(runs)["validation_accuracy"].mean()
+    assert f"resnet8 scratch {100 * mean:.1f} % after epoch 1 (mean of 2 runs)" in image.summary
+    assert image.summary == Live(runs).show().summary
+    assert image.summary.startswith("finished: 2 of 2 runs are in the store.")
+    assert "resnet8 scratch" in words.data
+
+
+def test_what_is_stored_is_there_before_anything_is_started() -> None:
+    RUN.result()
+    live = Live([RUN])
+    assert live.state == "finished"
+    assert live.widget.children[0].children[0].layout.display == "none"
+    assert 'alt="finished: 1 of 1 runs are in the store' in live.widget.children[1].value
+
+
+def test_the_time_left_is_that_of_the_epochs_that_were_trained() -> None:
+    run = RUN.but(recipe=Recipe(epochs=10, batch=128))
+    live = Live([run, run.but(seed=1)])
+    assert live.seconds_left is None
+    live.records[run.key] = [{"epoch": 0, "seconds": 2.0}, {"epoch": 1, "seconds": 4.0}]
+    assert live.seconds_left == pytest.approx((8 + 10) * 3.0)
+    assert live.share == pytest.approx(2 / 20)
+
+
+def test_what_is_damaged_is_missing_from_then_on() -> None:
+    result = RUN.result()
+
+    def view(found: dict[str, Any]) -> Shown:
+        return Shown(f"{found[RUN.key].logits('test').shape[0]} images" if RUN.key in found else "nothing")
+
+    explorer = Explorer("Logits", view, {}, [RUN, RUN.but(seed=1)])
+    RUN.but(seed=1).result()
+    explorer.look()
+    assert explorer.show().summary.endswith(" images")
+    (result.folder / "predictions.safetensors").write_bytes(b"")
+    assert explorer.show().summary == "nothing"
+    assert explorer.missing == [RUN]
