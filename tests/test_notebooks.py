@@ -54,6 +54,16 @@ def test_outputs_are_clean(notebook: Path) -> None:
 
 
 @each_study
+def test_every_figure_says_in_words_what_it_shows(notebook: Path) -> None:
+    outputs = [output for cell in cells(notebook, "code") for output in cell.outputs]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    said = [output.metadata.get("image/png", {}).get("alt", "") for output in pictures]
+    assert said
+    assert all(len(words.split()) > 3 for words in said), "plots.show(figure, summary) gives a figure its words"
+    assert all('<img alt="' in output.data.get("text/html", "") for output in pictures), "JupyterLab shows that one"
+
+
+@each_study
 def test_parameters_are_literals_with_types(notebook: Path) -> None:
     known = report.parameters(notebook)
     assert known["scale"].default == ""
