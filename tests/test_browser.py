@@ -1,0 +1,156 @@
+"""What somebody meets who opens the notebooks in JupyterLab, by mouse, by keyboard and by screen reader."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+
+import browser
+import nbformat
+import pytest
+from browser import Lab, Thing, expect
+
+browser.need()
+lab = browser.lab
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+POWERS = """
+from kdstudy import plots, widgets
+
+def view(found, power, base):
+    drawn, axes = plots.sheet()
+    axes.plot([0, power], [0, base**power])
+    return widgets.Shown(f"{base} to the power of {power} is {base**power}", drawn, caption="Two points")
+
+controls = {"power": widgets.Slider("Power", range(9), value=2), "base": widgets.Choice("Base", (2, 3))}
+widgets.Explorer("Powers", view, controls)
+"""
+TRAINING = """
+import os
+from pathlib import Path
+
+from kdstudy import Data, Recipe, Run, widgets
+from kdstudy.store import Store
+
+store = Store(Path(os.environ["KDSTUDY_RUNS"]) / "explored")
+recipe = Recipe(epochs=2, batch=128, precision="float32")
+runs = [Run("resnet8", data=Data("digits", subset=128), recipe=recipe, seed=seed) for seed in range(2)]
+
+def view(found):
+    return widgets.Shown(f"{len(found)} runs trained")
+
+widgets.Explorer("Trained", view, {}, runs, store)
+"""
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_shows_what_it_was_committed_with(lab: Lab, notebook: Path) -> None:
+    kept = [place for place, cell in enumerate(nbformat.read(notebook, 4).cells) if cell.get("outputs")]
+    with lab.open(notebook) as book:
+        book.run(400)
+        assert book.errors() == []
+        assert [place for place, cell in enumerate(book.cells()) if cell.get("outputs")] == kept
+        assert [thing for thing in book.things() if thing.role != "image" and not thing.name] == []
+        book.shot(notebook.stem)
+        book.dress("dark")
+        book.shot(notebook.stem)
+        assert book.complaints() == []
+
+
+def test_an_explorer_is_worked_from_the_keyboard_and_says_what_it_shows(lab: Lab) -> None:
+    with lab.open([POWERS]) as book:
+        book.run()
+        slider = book.output.get_by_role("slider", name="Power")
+        expect(book.output.get_by_role("img", name="2 to the power of 2 is 4")).to_be_visible()
+        book.tab_to(slider)
+        book.page.keyboard.press("ArrowRight")
+        expect(book.output.get_by_role("img", name="2 to the power of 3 is 8")).to_be_visible()
+        expect(book.output.get_by_text("2 to the power of 3 is 8")).to_be_visible()
+        book.tab_to(book.output.get_by_role("combobox", name="Base"))
+        book.page.keyboard.press("ArrowDown")
+        expect(book.output.get_by_role("img", name="3 to the power of 3 is 27")).to_be_visible()
+        assert book.nameless() == []
+        assert book.errors() + book.complaints() == []
+
+
+def test_an_explorer_is_there_again_as_it_was_left_when_the_page_is_loaded_again(lab: Lab) -> None:
+    with lab.open([POWERS]) as book:
+        book.run()
+        book.output.get_by_role("slider", name="Power").press("End")
+        expect(book.output.get_by_text("2 to the power of 8 is 256")).to_be_visible()
+        book.save()
+        book.load()
+        expect(book.output.get_by_role("img", name="2 to the power of 8 is 256")).to_be_visible()
+        assert Thing("slider", "Power", "8") in book.things()
+        book.output.get_by_role("slider", name="Power").press("Home")
+        expect(book.output.get_by_text("2 to the power of 0 is 1")).to_be_visible()
+        assert book.complaints() == []
+
+
+def test_an_explorer_can_be_read_in_both_themes(lab: Lab) -> None:
+    with lab.open([POWERS], "dark") as book:
+        book.run()
+        expect(book.output.get_by_role("img")).to_be_visible()
+        for theme in browser.THEMES:
+            book.dress(theme)
+            book.shot("explorer")
+            for words in (".kdstudy-title", "figcaption", ".kdstudy-slider output"):
+                assert book.contrast(book.output.locator(words)) >= 4.5, (theme, words)  # WCAG 2.2, 1.4.3, level AA
+
+
+def test_what_is_missing_is_trained_by_a_button_from_the_keyboard(lab: Lab) -> None:
+    with lab.open([TRAINING]) as book:
+        book.run()
+        button = book.output.get_by_role("button", name="Train 2 missing runs")
+        expect(button).to_be_visible()
+        book.shot("explorer-empty")
+        book.tab_to(button)
+        book.page.keyboard.press("Enter")
+        expect(book.output.get_by_text("finished: 2 of 2 runs are in the store").first).to_be_visible()
+        expect(book.output.get_by_text("2 runs trained")).to_be_visible()
+        expect(button).to_be_hidden()
+        assert book.nameless() == []
+        book.shot("explorer-trained")
+        assert book.errors() + book.complaints() == []
+
+
+def test_nameless_controls_broken_pages_and_failed_cells_are_noticed(lab: Lab) -> None:
+    broken = "from IPython.display import HTML\nHTML('<input type=range><img src=x onerror=undefinedFunction()>')"
+    with lab.open([broken, "1 / 0", "2"]) as book:
+        book.run()
+        assert book.errors() == ["cell 1: ZeroDivisionError: division by zero", "cell 2: did not run"]
+        assert "slider" in book.nameless()
+        assert book.complaints()
+
+
+def test_a_failure_leaves_what_helps_to_find_its_cause(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(browser, "ARTEFACTS", tmp_path / "kept")
+    with pytest.raises(ZeroDivisionError):
+        _fails(lab)
+    picture, said = sorted((tmp_path / "kept").iterdir())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "the page fell over" in said.read_text()
+    assert "Kernel started" in said.read_text()
+
+
+def _fails(lab: Lab) -> None:
+    with lab.open(["print(1)"]) as book:
+        book.page.evaluate("() => console.error('the page fell over')")
+        1 / 0  # noqa: B018
+
+
+def test_a_server_takes_its_kernels_along(tmp_path: Path) -> None:
+    server = browser.Server(tmp_path)
+    try:
+        request = urllib.request.Request(
+            f"{server.wait()}api/kernels", b"{}", {"Authorization": f"token {server.token}"}, method="POST"
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["name"] == "python3"
+        processes = [server.process, *server.process.children(recursive=True)]
+        assert any("ipykernel_launcher" in process.cmdline() for process in processes)
+    finally:
+        server.stop()
+    assert not any(process.is_running() for process in processes)
