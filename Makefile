@@ -1,8 +1,8 @@
 # The few verbs of the project. Every target sets up .venv by itself when that is needed, and only then.
 #
 #   PYTHON=...   the Python to set up with (3.11, 3.12 or 3.13); without it, the newest one that runs
-#   ARGS=...     more arguments for study, studies, test, torture, lab and bench: make study ARGS="--scale smoke"
-#   ROUNDS=...   how many rounds of torture; 200 take about half an hour on two cores
+#   ARGS=...     more arguments for study, studies, test, torture, headless, lab and bench: make study ARGS="--scale smoke"
+#   ROUNDS=...   how many rounds of torture or headless; 200 take about half an hour on two cores
 
 PYTHONS = python3.13 python3.12 python3.11 python3
 READY = .venv/.ready
@@ -13,7 +13,7 @@ unexport PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX
 export PIP_USER = 0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help env study studies test torture lab check format tables bench notebooks lock clean
+.PHONY: help env study studies test torture headless lab check format tables bench notebooks lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ test: $(READY) ## run all tests, as many at once as there are cores
 
 torture: $(READY) ## kill, damage and starve ROUNDS runs, and look whether anything is lost
 	@.venv/bin/python tests/torture.py --rounds $(ROUNDS) $(ARGS)
+
+headless: $(READY) ## execute the primer ROUNDS times without anybody who looks, and count how often that ends
+	@.venv/bin/python tests/headless.py --rounds $(ROUNDS) $(ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks $(ARGS)
