@@ -264,7 +264,15 @@ class Book:
             return window.innerHeight + Math.max(0, ...hidden);
         }""")
         self.page.set_viewport_size({"width": before["width"], "height": min(height, TALLEST)})
-        (element or self.page.locator(".jp-NotebookPanel:visible .jp-NotebookPanel-notebook")).screenshot(path=file)
+        self.page.evaluate("""() => jupyterapp.shell.currentWidget.node
+            .querySelectorAll('.jp-WindowedPanel-outer').forEach(each => each.scrollTo(0, 0))""")
+        if element is None:  # down to the last cell: JupyterLab leaves half a page empty beneath
+            area = self.page.locator(".jp-NotebookPanel:visible .jp-NotebookPanel-notebook").bounding_box()
+            last = self.page.locator(".jp-NotebookPanel:visible .jp-Cell").last.bounding_box()
+            area["height"] = min(area["height"], last["y"] + last["height"] - area["y"] + 10)
+            self.page.screenshot(path=file, clip=area)
+        else:
+            element.screenshot(path=file)
         self.page.set_viewport_size(before)
         return file
 
