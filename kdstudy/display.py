@@ -10,6 +10,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 _QUIET = 2.0  # seconds of work that need no word
@@ -41,8 +42,19 @@ def interactive() -> bool:
     if said := os.environ.get("KDSTUDY_STATIC"):
         return said == "0"
     shell: Any = get_ipython()
-    served = "JPY_SESSION_NAME" in os.environ or "COLAB_RELEASE_TAG" in os.environ
-    return hasattr(shell, "kernel") and (served or "__vsc_ipynb_file__" in shell.user_ns)
+    if not hasattr(shell, "kernel"):
+        return False
+    return _served() or "COLAB_RELEASE_TAG" in os.environ or "__vsc_ipynb_file__" in shell.user_ns
+
+
+def _served() -> bool:
+    """Return whether a Jupyter server started this kernel, and not papermill in a notebook of such a one."""
+    if "JPY_SESSION_NAME" not in os.environ:
+        return False
+    try:
+        return "JPY_SESSION_NAME" not in psutil.Process(os.getppid()).environ()
+    except (psutil.Error, OSError):
+        return True
 
 
 class Display:

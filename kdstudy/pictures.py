@@ -20,6 +20,7 @@ from kdstudy.claims import Verdicts, t_interval, unit
 from kdstudy.pages import literal
 
 _DRAWING = threading.Lock()  # figures are drawn in threads too, and matplotlib shares what it knows of fonts
+warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names may be in any script
 CARD = "background: white; padding: 6px; border-radius: 4px; max-width: 100%; box-sizing: border-box"
 
 
@@ -80,7 +81,7 @@ def show(drawn: Figure, summary: str, caption: str = "") -> None:
 
 
 def encoded(drawn: Figure, **options: Any) -> bytes:
-    """Return a figure as a PNG file; names in a script that its font lacks are boxes there, without a word.
+    """Return a figure as a PNG file.
 
     Args:
         drawn: the figure.
@@ -91,8 +92,7 @@ def encoded(drawn: Figure, **options: Any) -> bytes:
         b'PNG'
     """
     out = io.BytesIO()
-    with _DRAWING, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    with _DRAWING:
         drawn.savefig(out, format="png", **options)
     return out.getvalue()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,14 @@ from kdstudy.pictures import show as show
 
 # Okabe & Ito's palette, which readers with any kind of colour vision tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+TEACHER = 6  # the number of the colour and marker of teachers; students count from 0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 VERDICT_COLOURS = {"supported": "#0072B2", "contradicted": "#D55E00", "inconclusive": "#595959"}
 
 
+@functools.cache
 def style() -> None:
-    """Set the look of all figures."""
+    """Set the look of all figures, once: what somebody sets afterwards holds."""
     import seaborn as sns  # a good part of a second, which most commands need not wait for
 
     sns.set_theme(context="notebook", style="whitegrid", palette=COLOURS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ matplotlib.use("Agg")  # here, not for the kernels of notebooks, which choose fo
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the whole session, doctests and the processes it starts included, out of the user's folders."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and all that it starts
     folder = tempfile.TemporaryDirectory(prefix="kdstudy-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ.pop("KDSTUDY_ENGINE", None)

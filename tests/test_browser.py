@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from pathlib import Path
 
@@ -40,6 +41,35 @@ def view(found):
     return widgets.Shown(f"{len(found)} runs trained")
 
 widgets.Explorer("Trained", view, {}, runs, store)
+"""
+EXPLORERS = """
+from kdstudy import Data, Recipe, Run, study, widgets
+
+recipe = Recipe(epochs=3, batch=128, precision="float32")
+teacher = Run("resnet14", data=Data("digits", subset=256), recipe=recipe, seed=9)
+alone = Run("resnet8", data=teacher.data, recipe=recipe)
+taught = alone.but(method="kd", teachers=(teacher,))
+runs = [run.but(seed=seed) for run in (alone, taught) for seed in range(3)]
+len(study(runs))
+"""
+EACH = {
+    "soft_labels": "widgets.soft_labels(teacher, [alone, taught])",
+    "gap_map": "widgets.gap_map(runs)",
+    "curves": "widgets.curves(runs)",
+    "images": "widgets.images([taught, alone])",
+    "compare": "widgets.compare(runs)",
+    "live": "widgets.Live(runs)",
+}
+LIVE = """
+import os
+from pathlib import Path
+
+from kdstudy import Data, Recipe, Run, widgets
+from kdstudy.store import Store
+
+store = Store(Path(os.environ["KDSTUDY_RUNS"]) / "watched")
+recipe = Recipe(epochs=100_000, batch=128, precision="float32")
+widgets.Live([Run("resnet8", data=Data("digits", subset=128), recipe=recipe)], store)
 """
 
 
@@ -112,6 +142,45 @@ def test_what_is_missing_is_trained_by_a_button_from_the_keyboard(lab: Lab) -> N
         assert book.nameless() == []
         book.shot("explorer-trained")
         assert book.errors() + book.complaints() == []
+
+
+def test_every_explorer_has_names_and_can_be_read_in_both_themes(lab: Lab) -> None:
+    with lab.open([EXPLORERS, *EACH.values()]) as book:
+        book.run(300)
+        assert book.errors() + book.complaints() == []
+        assert book.nameless() == []
+        frames = book.page.locator(".jp-OutputArea-output > .kdstudy, .jp-OutputArea-output .kdstudy")
+        for theme in browser.THEMES:
+            book.dress(theme)
+            for place, name in enumerate(EACH):
+                frame = frames.nth(place)
+                book.shot(f"explorer-{name}", frame)
+                assert book.contrast(frame.locator("figcaption").first) >= 4.5, (theme, name)
+
+
+def test_a_training_is_watched_stopped_and_continued_across_a_reload(lab: Lab) -> None:
+    with lab.open([LIVE]) as book:
+        book.run()
+        book.tab_to(book.output.get_by_role("button", name="Start"))
+        book.page.keyboard.press("Enter")
+        under_way = book.output.get_by_text(re.compile("training: 0 of 1 runs done, about .* left"))
+        expect(under_way).to_be_visible()
+        book.output.get_by_text("Table (1 row)").click()
+        book.shot("live")
+        epoch = book.output.get_by_role("cell", name=re.compile("of 100000"))
+        expect(epoch).not_to_have_text(epoch.inner_text())  # drawn anew, and still open
+        book.save()
+        book.load()
+        expect(under_way).to_be_visible()
+        book.tab_to(book.output.get_by_role("button", name="Stop"))
+        book.page.keyboard.press("Enter")
+        expect(book.output.get_by_text("stopped: 0 of 1 runs done")).to_be_visible()
+        expect(book.output.get_by_role("button", name="Continue")).to_be_focused()
+        book.page.keyboard.press("Enter")
+        expect(under_way).to_be_visible()
+        book.page.keyboard.press("Enter")
+        expect(book.output.get_by_text("stopped: 0 of 1 runs done")).to_be_visible()
+        assert book.nameless() + book.complaints() == []
 
 
 def test_nameless_controls_broken_pages_and_failed_cells_are_noticed(lab: Lab) -> None:

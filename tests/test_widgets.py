@@ -11,6 +11,7 @@ import pytest
 
 from kdstudy import KDStudyError, Recipe, Run, Store, plots, study, widgets
 from kdstudy.display import interactive
+from kdstudy.engines import Event
 from kdstudy.widgets import Choice, Explorer, Live, Several, Shown, Slider, Text, kinds
 
 RUN = Run("resnet8", data="digits", recipe=Recipe(epochs=1, batch=128))
@@ -121,12 +122,12 @@ def test_what_goes_wrong_in_a_view_is_shown() -> None:
 def test_an_empty_store_says_what_to_run() -> None:
     explorer = powers([RUN, RUN.but(seed=1)])
     said = explorer.show().summary
-    assert "Nothing of this is in the store yet: 2 of 2 runs are to be trained." in said
+    assert said.startswith("Nothing of this is in the store yet. 2 of 2 runs to train, first resnet8 scratch seed 0:")
     assert "kdstudy.study(runs)" in said
     assert explorer.widget.children[3].children[1].description == "Train 2 missing runs"
 
 
-def test_the_button_trains_what_is_missing(looked_at: None) -> None:
+def test_the_button_trains_what_is_missing() -> None:
     RUN.result()
     explorer = powers([RUN, RUN.but(seed=1)])
     assert "1 runs" in explorer.show().summary
@@ -171,9 +172,9 @@ def test_kinds_are_told_apart_by_what_differs() -> None:
     found = kinds([RUN, kd, kd.but(seed=1), hot, early, kd])
     assert list(found) == [
         "resnet8 scratch",
-        "resnet8 kd by resnet8, teachers epochs 1",
-        "resnet8 kd by resnet8, temperature 8.0, teachers epochs 1",
-        "resnet8 kd by resnet8, teachers epochs 2",
+        "resnet8 kd by resnet8, teachers epochs=1",
+        "resnet8 kd by resnet8, temperature=8, teachers epochs=1",
+        "resnet8 kd by resnet8, teachers epochs=2",
     ]
     assert [len(members) for members in found.values()] == [1, 2, 1, 1]
 
@@ -229,15 +230,121 @@ def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
         ).read_bytes()
 
 
-def test_a_failed_run_is_told_and_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_is_told_and_can_be_tried_again() -> None:
     wild = RUN.but(recipe=Recipe(epochs=2, batch=128, learning_rate=1e30))
     live = Live([wild, RUN]).start()
     assert live.wait(120)
     assert live.state == "failed"
+    assert "1 of 2 runs done, 1 failed" in live.status
     assert "diverged" in live.status
     assert list(live.show().table["state"]) == ["failed", "finished"]
-    assert live.widget.children[0].children[0].description == "Continue"
-    assert live.widget.children[0].children[0].layout.display == ""
+    again = live.widget.children[0].children[0]
+    assert (again.description, again.layout.display) == ("Continue", "")
+    again.click()
+    assert live.wait(120)
+    assert live.state == "failed"
+
+
+def test_a_start_that_is_refused_leaves_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDSTUDY_ENGINE", "wrokers")
+    live = Live([RUN])
+    with pytest.raises(KDStudyError, match="unknown engine 'wrokers': did you mean 'workers'"):
+        live.start()
+    assert live.state == "ready"
+    assert live.wait(0)
+    button, words = live.widget.children[0].children
+    button.click()
+    assert "unknown engine" in words.value
+
+
+def workers_that(*events: Any) -> Any:
+    """A stand-in for the workers, which yields events or raises."""
+
+    def workers(runs: Any, store: Any, number: int, stop: threading.Event) -> Any:
+        for event in events:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    return workers
+
+
+def test_a_store_that_fails_at_the_end_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = Live([RUN])
+
+    def fails(runs: Any) -> None:
+        raise OSError("the store has gone")
+
+    monkeypatch.setattr("kdstudy.widgets.live.workers", workers_that())
+    live._take = lambda runs: fails(runs) if live.busy else None  # type: ignore[method-assign]
+    assert live.start().wait(20)
+    assert live.state == "failed"
+    assert "OSError: the store has gone" in live.status
+
+
+def test_without_a_result_nothing_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdstudy.widgets.live.workers", workers_that())
+    live = Live([RUN])
+    assert live.start().wait(20)
+    assert live.state == "failed"
+    assert "its training ended without a result" in live.status
+
+
+def test_what_another_process_trains_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = Live([RUN])
+    live._hear(Event(RUN, waits=True))
+    live.state = "training"
+    assert live.status == "training: 0 of 1 runs done, 1 in training elsewhere, the first epoch is under way"
+    live._hear(Event(RUN, {"epoch": 0, "seconds": 3.0, "validation_accuracy": 0.5}))
+    assert "elsewhere" not in live.status
+
+
+def test_continuing_while_the_end_is_told_is_another_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is told of the end of a training may start the next one at once."""
+    told, go_on = threading.Event(), threading.Event()
+
+    def ended() -> None:
+        if not told.is_set():
+            told.set()
+            assert go_on.wait(20)
+
+    live = Live([RUN], ended=ended)
+    monkeypatch.setattr("kdstudy.widgets.live.workers", workers_that())
+    live.start()
+    assert told.wait(20)
+    hold = threading.Event()
+
+    def held(runs: Any, store: Any, number: int, stop: threading.Event) -> Any:
+        assert hold.wait(20)
+        yield from ()
+
+    monkeypatch.setattr("kdstudy.widgets.live.workers", held)
+    live.start()
+    go_on.set()
+    assert live.state == "training"
+    assert not live.wait(0)
+    hold.set()
+    assert live.wait(20)
+
+
+def test_a_cell_run_again_shows_the_training_under_way(
+    monkeypatch: pytest.MonkeyPatch, outputs: list[Any], looked_at: None
+) -> None:
+    hold = threading.Event()
+
+    def held(runs: Any, store: Any, number: int, stop: threading.Event) -> Any:
+        assert hold.wait(20)
+        yield from ()
+
+    monkeypatch.setattr("kdstudy.widgets.live.workers", held)
+    first = Live([RUN]).start()
+    Live([RUN])._ipython_display_()
+    view = "application/vnd.jupyter.widget-view+json"
+    assert outputs[0][view]["model_id"] == first.widget.model_id
+    Live([RUN.but(seed=1)])._ipython_display_()
+    assert outputs[1][view]["model_id"] != first.widget.model_id
+    hold.set()
+    assert first.wait(20)
 
 
 def test_what_only_a_notebook_knows_is_refused() -> None:
@@ -248,9 +355,13 @@ def test_what_only_a_notebook_knows_is_refused() -> None:
         Live([RUN.but(method="own")]).start()
     with pytest.raises(KDStudyError, match="runs: one is a str, all must be a Run"):
         Live(["resnet8"])  # type: ignore[list-item]
+    with pytest.raises(KDStudyError, match=r"runs: must be several, or one as \[run\]"):
+        Live(RUN)  # type: ignore[arg-type]
+    with pytest.raises(KDStudyError, match="runs: there are none"):
+        Live([])
 
 
-def test_headless_it_trains_and_shows_the_same(outputs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headless_it_trains_and_shows_the_same(outputs: list[Any]) -> None:
     runs = [RUN, RUN.but(seed=1)]
     live = Live(runs)
     live._ipython_display_()
@@ -268,7 +379,8 @@ def test_what_is_stored_is_there_before_anything_is_started() -> None:
     live = Live([RUN])
     assert live.state == "finished"
     assert live.widget.children[0].children[0].layout.display == "none"
-    assert 'alt="finished: 1 of 1 runs are in the store' in live.widget.children[1].value
+    assert 'alt="Validation accuracy: resnet8 scratch ' in live.widget.children[1].value
+    assert "finished: 1 of 1 runs are in the store" in live.widget.children[0].children[1].value
 
 
 def test_the_time_left_is_that_of_the_epochs_that_were_trained() -> None:
@@ -293,3 +405,37 @@ def test_what_is_damaged_is_missing_from_then_on() -> None:
     (result.folder / "predictions.safetensors").write_bytes(b"")
     assert explorer.show().summary == "nothing"
     assert explorer.missing == [RUN]
+
+
+def test_several_damaged_runs_are_missing_one_after_the_other() -> None:
+    runs = [RUN, RUN.but(seed=1)]
+
+    def view(found: dict[str, Any]) -> Shown:
+        return Shown(f"{[found[run.key].logits('test').shape[0] for run in runs if run.key in found]}")
+
+    study(runs)
+    explorer = Explorer("Logits", view, {}, runs)
+    for run in runs:
+        (Store().folder(run) / "predictions.safetensors").write_bytes(b"")
+    assert explorer.show().summary.startswith("Nothing of this is in the store yet. 2 of 2 runs to train")
+
+
+def test_an_explorer_hears_of_what_others_trained() -> None:
+    explorer = powers([RUN, RUN.but(seed=1)])
+    below = explorer.widget.children[3]
+    assert below.layout.display == ""
+    study([RUN, RUN.but(seed=1)])
+    explorer.widget.children[1].children[0].index = 0
+    assert "2 runs" in explorer.widget.children[2].value
+    assert below.layout.display == "none"
+
+
+def test_the_button_says_why_it_cannot_train() -> None:
+    from kdstudy import METHODS, Hard
+
+    METHODS.register("own")(lambda: Hard())
+    RUN.result()
+    explorer = powers([RUN, RUN.but(method="own")])
+    lack, button = explorer.widget.children[3].children
+    button.click()
+    assert "names what this notebook" in lack.value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,19 +14,24 @@ from kdstudy import plots
 Records = Sequence[Mapping[str, Any]]
 
 
-def learning(curves: Mapping[str, Sequence[Records]], epochs: int) -> tuple[Figure, str]:
+def learning(
+    curves: Mapping[str, Sequence[Records]], epochs: int, teachers: Collection[str] = ()
+) -> tuple[Figure, str]:
     """Draw validation accuracy and loss of some runs by epoch.
 
     Args:
         curves: the records of each run's epochs, by the name of their kind.
         epochs: how many epochs they will have at most.
+        teachers: the kinds that are drawn as teachers are.
 
     Returns:
         The figure, and what it says in words.
     """
     drawn, (left, right) = plots.sheet(2, width=5.2, height=3.4)
-    for number, (name, runs) in enumerate(curves.items()):
-        for place, records in enumerate(each for each in runs if each):
+    numbers = itertools.count()
+    for name, runs in curves.items():
+        number = plots.TEACHER if name in teachers else next(numbers)
+        for place, records in enumerate(runs or [[]]):  # also where there is nothing yet: the legend stays as it is
             label = name if place == 0 else None
             _line(left, records, [100 * said["validation_accuracy"] for said in records], number, label)
             _line(right, records, [loss(said) for said in records], number, None)
@@ -45,7 +51,7 @@ def loss(record: Mapping[str, Any]) -> float:
 
 
 def in_words(curves: Mapping[str, Sequence[Records]]) -> str:
-    """Return where the curves of each kind stand, in words.
+    """Return where the curves of each kind stand, after the last epoch that all its begun runs have reached.
 
     Example:
         >>> in_words({"resnet8 kd": [[{"epoch": 0, "validation_accuracy": 0.5}], []]})
@@ -53,13 +59,12 @@ def in_words(curves: Mapping[str, Sequence[Records]]) -> str:
     """
     said = []
     for name, runs in curves.items():
-        last = [records[-1] for records in runs if records]
-        if last:
-            mean = sum(record["validation_accuracy"] for record in last) / len(last)
-            epochs = {record["epoch"] + 1 for record in last}
-            when = f"epoch {min(epochs)}" if len(epochs) == 1 else f"epochs {min(epochs)} to {max(epochs)}"
-            runs_said = f" (mean of {len(last)} runs)" if len(last) > 1 else ""
-            said.append(f"{name} {100 * mean:.1f} % after {when}{runs_said}")
+        if not (begun := [records for records in runs if records]):
+            continue
+        epoch = min(records[-1]["epoch"] for records in begun)  # that all of them have reached
+        there = [said["validation_accuracy"] for records in begun for said in records if said["epoch"] == epoch]
+        several = f" (mean of {len(there)} runs)" if len(there) > 1 else ""
+        said.append(f"{name} {100 * sum(there) / len(there):.1f} % after epoch {epoch + 1}{several}")
     return f"Validation accuracy: {'; '.join(said)}." if said else "Nothing is trained yet."
 
 

@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdstudy.display import interactive
-from kdstudy.engines import in_words
 from kdstudy.errors import unknown
 from kdstudy.runs import Run
 from kdstudy.store import Result, Store
 from kdstudy.stored import DamagedError
 from kdstudy.study import in_order
 from kdstudy.widgets.controls import Control
+from kdstudy.widgets.kinds import listed
 from kdstudy.widgets.live import Live
 from kdstudy.widgets.look import framed
-from kdstudy.widgets.shown import Shown
+from kdstudy.widgets.shown import Shown, alert
 
 View = Callable[..., Shown]
 
@@ -53,17 +53,16 @@ class Explorer:
         store: Store | None = None,
     ) -> None:
         self.title, self.view, self.controls = title, view, dict(controls)
-        self.runs, self.store = list(runs), store or Store()
+        self.runs, self.store = listed(runs) if runs else [], store or Store()
         self.values = {name: control.first for name, control in self.controls.items()}
         self.found: dict[str, Result] = {}
         self._panel: _Panel | None = None
         self.look()
 
     def look(self) -> None:
-        """Look in the store for what has been finished since."""
-        for run in in_order(self.runs):
-            if run.key not in self.found and (result := self.store.find(run)):
-                self.found[run.key] = result
+        """Look in the store for what has been finished since, by whomever."""
+        there = {run.key: self.store.find(run) for run in in_order(self.runs) if run.key not in self.found}
+        self.found = self.found | {key: result for key, result in there.items() if result}
 
     @property
     def missing(self) -> list[Run]:
@@ -80,15 +79,17 @@ class Explorer:
             if name not in self.controls:
                 raise unknown("control", name, self.controls)
             self.controls[name].check(value)
-        if self.runs and not self.found:
-            return Shown(f"Nothing of this is in the store yet: {self.lack}")
         chosen = self.values | values
-        try:
-            return self.view(self.found, **chosen)
-        except DamagedError:  # what was damaged is set aside, and missing from now on
-            self.found.clear()
-            self.look()
-            return self.view(self.found, **chosen)
+        for _ in range(len(self.found) + 1):
+            if self.runs and not any(run.key in self.found for run in self.runs):
+                return Shown(f"Nothing of this is in the store yet. {self.lack}")
+            try:
+                return self.view(self.found, **chosen)
+            except DamagedError as error:  # what was damaged is set aside, and missing from now on
+                damaged = error
+                self.found = {}
+                self.look()
+        raise damaged
 
     @property
     def lack(self) -> str:
@@ -96,16 +97,19 @@ class Explorer:
         if not (missing := self.missing):
             return ""
         total = len(in_order(self.runs))
+        them = "it" if len(missing) == 1 else "them"
         return (
-            f"{len(missing)} of {total} runs are to be trained. Press the button, or call kdstudy.study(runs) "
-            f"with the runs of this explorer, first {missing[0].label}."
+            f"{len(missing)} of {total} run{'s' if total != 1 else ''} to train, first {missing[0].label}: "
+            f"kdstudy.study(runs) with the runs of this explorer trains {them}."
         )
 
     @property
     def widget(self) -> Any:
-        """The widget, made when it is first asked for."""
+        """The widget, made when it is first asked for, and drawn anew whenever it is."""
         if self._panel is None:
             self._panel = _Panel(self)
+        else:
+            self._panel.draw()
         return self._panel.box
 
     def _ipython_display_(self) -> None:
@@ -116,8 +120,8 @@ class Explorer:
             display({**self.widget._repr_mimebundle_(), "text/html": self.show().html(opened=True)}, raw=True)
             return
         self.show().display()
-        if lack := self.lack:
-            print(lack)
+        if self.found and self.lack:
+            print(self.lack)
 
 
 class _Panel:
@@ -132,7 +136,7 @@ class _Panel:
 
         self.explorer, self.lock = explorer, threading.Lock()
         self.picture, self.lack = ipywidgets.HTML(), ipywidgets.HTML()
-        self.train = ipywidgets.Button(button_style="primary")
+        self.train = ipywidgets.Button(button_style="primary", layout={"width": "max-content"})
         self.train.on_click(lambda _: self._train())
         self.live: Live | None = None
         self.below = ipywidgets.HBox([self.lack, self.train], layout={"flex_flow": "row wrap"})
@@ -155,32 +159,29 @@ class _Panel:
         return widget
 
     def draw(self) -> None:
-        """Draw what is chosen, and say what is missing."""
+        """Draw what is chosen from what there is now, and say what is missing."""
         with self.lock:
             try:
+                if self.explorer.missing:
+                    self.explorer.look()
                 self.picture.value = self.explorer.show().html()
-            except Exception as error:  # nobody sees what a callback raises
-                self.picture.value = f"<p role='alert'>{html.escape(in_words(error))}</p>"
-            missing, training = self.explorer.missing, self.live is not None and self.live.busy
-            self.lack.value = f"{len(missing)} of the runs are not in the store. " if missing else ""
-            self.train.description = f"Train {len(missing)} missing run{'s' if len(missing) != 1 else ''}"
-            self.train.layout.width = "max-content"
+            except Exception as error:
+                self.picture.value = alert(error)
+            missing, training = len(self.explorer.missing), self.live is not None and self.live.busy
+            runs = "run is" if missing == 1 else "runs are"
+            self.lack.value = f"{missing} {runs} not in the store. " if missing else ""
+            self.train.description = f"Train {missing} missing run{'s' if missing != 1 else ''}"
             self.train.disabled = training
             self.below.layout.display = "" if missing or training else "none"
 
     def _train(self) -> None:
         """Train what is missing, beside what can be seen."""
-        explorer = self.explorer
         try:
-            self.live = Live(explorer.runs, explorer.store, ended=self._ended)
+            if self.live is None:
+                self.live = Live(self.explorer.runs, self.explorer.store, ended=self.draw)
+                self.place.children = [self.live.widget]
+            self.live.start()
+            self.train.disabled = True
+            self.live.focus()
         except Exception as error:
-            self.lack.value = f"<p role='alert'>{html.escape(in_words(error))}</p>"
-            return
-        self.place.children = [self.live.widget]
-        self.live.start()
-        self.train.disabled = True
-
-    def _ended(self) -> None:
-        """Draw what there is after a training."""
-        self.explorer.look()
-        self.draw()
+            self.lack.value = alert(error)

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdstudy.errors import KDStudyError
 from kdstudy.runs import Run
-from kdstudy.specs import key_of
+from kdstudy.specs import key_of, words
 
 _ORDERING = ("params", "recipe", "arguments", "method", "name")
 
@@ -29,7 +29,7 @@ def kinds(runs: Iterable[Run]) -> dict[str, list[Run]]:
         ['resnet8 scratch', 'resnet8 label_smoothing']
         >>> b = a.but(method="label_smoothing")
         >>> list(kinds([b, b.but(params={"smoothing": 0.2})]))
-        ['resnet8 label_smoothing', 'resnet8 label_smoothing, smoothing 0.2']
+        ['resnet8 label_smoothing', 'resnet8 label_smoothing, smoothing=0.2']
     """
     found: dict[str, dict[str, Run]] = {}
     specs = {}
@@ -71,7 +71,7 @@ def _differences(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     said = {kind: dict(_flat(spec)) for kind, spec in specs.items()}
     everywhere = set.intersection(*(set(pairs.items()) for pairs in said.values()))
     more = {
-        kind: "".join(f", {_words(path)}{value}" for path, value in pairs.items() if (path, value) not in everywhere)
+        kind: "".join(f", {text}" for path, text in pairs.items() if (path, text) not in everywhere)
         for kind, pairs in said.items()
     }
     again = Counter(more.values())
@@ -79,15 +79,11 @@ def _differences(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _flat(spec: Any, *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield each value of a specification and where it stands."""
+    """Yield each value of a specification by where it stands, as "name=value"."""
     entries = dict(enumerate(spec)) if isinstance(spec, list) else spec
     if isinstance(entries, Mapping) and entries:
         for name, value in entries.items():
             yield from _flat(value, *path, str(name))
     else:
-        yield path, str(spec)
-
-
-def _words(path: tuple[str, ...]) -> str:
-    """Return where a value stands, without what only orders a specification."""
-    return "".join(f"{part} " for part in path if part not in _ORDERING and not part.isdecimal())
+        named = [part for part in path if part not in _ORDERING and not part.isdecimal()]
+        yield path, words({" ".join(named): spec})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pandas as pd
@@ -18,11 +20,11 @@ from kdstudy.runs import Run
 from kdstudy.store import Store
 from kdstudy.study import in_order, study
 from kdstudy.widgets.drawing import learning
-from kdstudy.widgets.kinds import kinds
+from kdstudy.widgets.kinds import kinds, listed
 from kdstudy.widgets.look import framed
-from kdstudy.widgets.shown import Shown
+from kdstudy.widgets.shown import Shown, alert
 
-TICK, REDRAW = 0.25, 1.0  # seconds between two words of progress, between two figures
+TICK, REDRAW, LOOK = 0.25, 1.0, 2.0  # seconds from word to word of progress, figure to figure, look to look
 
 
 class Live:
@@ -55,95 +57,110 @@ class Live:
     def __init__(
         self, runs: Sequence[Run], store: Store | None = None, ended: Callable[[], None] | None = None
     ) -> None:
-        self.asked = [*runs]
-        if wrong := [each for each in self.asked if not isinstance(each, Run)]:
-            raise KDStudyError(f"runs: one is a {type(wrong[0]).__name__}, all must be a Run")
-        self.runs, self.store = in_order(self.asked), store or Store()
-        self.ended = ended
+        self.asked = listed(runs)
+        self.runs, self.store, self.ended = in_order(self.asked), store or Store(), ended
         self.state, self.errors = "ready", dict[str, str]()
         self.records: dict[str, list[dict[str, Any]]] = {run.key: [] for run in self.runs}
         self.done: set[str] = set()
-        self._stop, self._over = threading.Event(), threading.Event()
+        self.elsewhere: set[str] = set()
+        self._lock, self._stop, self._over = threading.Lock(), threading.Event(), threading.Event()
         self._over.set()
-        self._panel: _Panel | None = None
         self._side = 1
-        self._look(self.runs)
-        if len(self.done) == len(self.runs):
-            self.state = "finished"
+        self._panel: _Panel | None = None
+        self.look()
+        _ALL.add(self)
 
     @property
     def busy(self) -> bool:
         """Whether it trains at this moment."""
         return self.state in ("training", "stopping")
 
+    @property
+    def missing(self) -> list[Run]:
+        """The runs that are not in the store."""
+        return [run for run in self.runs if run.key not in self.done]
+
+    def look(self) -> None:
+        """Look in the store for what has been finished since, by whomever."""
+        self._take(self.missing)
+        if not self.busy and not self.missing:
+            self.state = "finished"
+
     def start(self) -> Live:
-        """Train what is missing, going on from checkpoints, and return at once.
+        """Train what is missing, going on from checkpoints, and return at once; while it trains nothing happens.
 
         Raises:
             KDStudyError: for a run of something that only this notebook knows.
         """
-        if self.busy:
-            return self
-        self._look(self.runs)
-        missing = [run for run in self.runs if run.key not in self.done]
-        if foreign := [run for run in missing if not run.shipped]:
-            raise KDStudyError(
-                f"{foreign[0].label}: names what this notebook or a module of yours defines, which processes beside it "
-                "do not know: train it by kdstudy.study([run])"
-            )
-        self._stop, self._over = threading.Event(), threading.Event()
-        self.errors = {}
-        self._side = max(1, min(side_by_side(missing), len(missing)))
-        self.state = "training"
-        threading.Thread(target=self._train, args=(missing,), daemon=True).start()
-        if self._panel is not None:
-            self._panel.follow()
+        with self._lock:
+            if self.busy:
+                return self
+            self.look()
+            if not (missing := self.missing):
+                return self
+            if foreign := [run for run in missing if not run.shipped]:
+                raise KDStudyError(
+                    f"{foreign[0].label}: names what this notebook or a module of yours defines, which processes "
+                    "beside it do not know: train it by kdstudy.study([run])"
+                )
+            self._side = max(1, min(side_by_side(missing), len(missing)))
+            self.errors, self.elsewhere = {}, set()
+            self._stop, self._over = threading.Event(), threading.Event()
+            self.state = "training"
+            threading.Thread(target=self._train, args=(missing, self._stop, self._over), daemon=True).start()
         return self
 
     def stop(self) -> None:
         """Stop the training; what was in training keeps a checkpoint, and `start` goes on from there."""
-        if self.state == "training":
-            self.state = "stopping"
-            self._stop.set()
+        with self._lock:
+            if self.state == "training":
+                self.state = "stopping"
+                self._stop.set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it does not train any more, at most so many seconds; return whether that is so."""
         return self._over.wait(timeout)
 
-    def _train(self, missing: list[Run]) -> None:
+    def _train(self, missing: list[Run], stop: threading.Event, over: threading.Event) -> None:
         """Train, in a thread that does nothing else than listen to the workers."""
         try:
-            with closing(workers(missing, self.store, self._side, self._stop)) as events:
+            with closing(workers(missing, self.store, self._side, stop)) as events:
                 for event in events:
                     self._hear(event)
-        except Exception as error:
+            self._take(missing)
+        except Exception as error:  # nobody sees what a thread raises
             self.errors[""] = in_words(error)
-        self._look(missing)
-        stopped = self._stop.is_set() and not self.errors and len(self.done) < len(self.runs)
-        self.state = "stopped" if stopped else "failed" if self.errors else "finished"
+        with self._lock:
+            lacking = self.missing
+            if lacking and not self.errors and not stop.is_set():
+                self.errors[""] = f"{lacking[0].label}: its training ended without a result: start it again"
+            self.state = "failed" if self.errors else "stopped" if lacking else "finished"
         try:
             if self.ended is not None:
                 self.ended()
         finally:
-            self._over.set()
+            over.set()
 
     def _hear(self, event: Event) -> None:
         key = event.run.key
+        if event.waits:
+            self.elsewhere.add(key)
+            return
         if event.record is not None:
             epoch = event.record["epoch"]
             self.records[key] = [said for said in self.records[key] if said["epoch"] < epoch] + [event.record]
         elif event.error is not None:
             self.errors[key] = event.error
-        elif event.ends:
-            self._look([event.run])
+        else:
+            self._take([event.run])
+        self.elsewhere.discard(key)
 
-    def _look(self, runs: Iterable[Run]) -> None:
-        """Take finished runs from the store, with the history that this training may have seen a part of."""
+    def _take(self, runs: Iterable[Run]) -> None:
+        """Take finished runs from the store, with the history of which this training may have seen a part."""
         for run in runs:
-            if run.key not in self.done and (found := self.store.find(run)):
-                self.records[run.key] = [
-                    {str(k): v for k, v in row.items()} for row in found.history.to_dict("records")
-                ]
+            if found := self.store.find(run):
+                rows = found.history.to_dict("records")
+                self.records[run.key] = [{str(name): value for name, value in row.items()} for row in rows]
                 self.done.add(run.key)
 
     @property
@@ -173,30 +190,37 @@ class Live:
     @property
     def status(self) -> str:
         """How far it is, in words."""
-        done, total = len(self.done), len(self.runs)
+        done, total, left = len(self.done), len(self.runs), self.seconds_left
         first = f" {next(iter(self.errors.values()))}" if self.errors else ""
-        left = self.seconds_left
         about = f", about {seconds_text(left)} left" if left is not None else ", the first epoch is under way"
+        about = f", {len(self.elsewhere)} in training elsewhere{about}" if self.elsewhere else about
         return {
             "ready": f"{total - done} of {total} runs to train",
             "training": f"training: {done} of {total} runs done{about}",
             "stopping": f"stopping: {done} of {total} runs done, checkpoints are being written",
-            "stopped": f"stopped: {done} of {total} runs done, the others go on from their checkpoints",
-            "failed": f"{len(self.errors)} failed:{first}",
+            "stopped": f"stopped: {done} of {total} runs done, the others can go on from their checkpoints",
+            "failed": f"{done} of {total} runs done, {len(self.errors)} failed:{first}",
             "finished": f"finished: {done} of {total} runs are in the store",
         }[self.state]
 
     def show(self) -> Shown:
+        """Return how far it is, the curves, and where each run stands."""
+        shown = self.curves()
+        return dataclasses.replace(shown, summary=f"{self.status}. {shown.summary}")
+
+    def curves(self) -> Shown:
         """Return the curves and where each run stands."""
-        names = kinds(self.runs)
+        names = kinds([*self.asked, *self.runs])
         rows = [self._row(name, run) for name, members in names.items() for run in members]
-        table = pd.DataFrame(rows)
-        if not any(self.records.values()):
-            return Shown(f"{self.status}.", table=table)
         curves = {name: [self.records[run.key] for run in members] for name, members in names.items()}
-        figure, said = learning(curves, max(run.recipe.last_epoch for run in self.runs))
-        caption = "Left: accuracy on validation images after each epoch. Right: the loss that is minimised, all terms."
-        return Shown(f"{self.status}. {said}", figure, table, f"{caption} One line a run, one colour a kind.")
+        asked = {run.key for run in self.asked}
+        teachers = {name for name, members in names.items() if not any(run.key in asked for run in members)}
+        figure, said = learning(curves, max(run.recipe.last_epoch for run in self.runs), teachers)
+        caption = (
+            "Left: accuracy on validation images, which nobody is trained on, after each epoch. Right: the loss that is "
+            "minimised, all terms. One line a run, one colour a kind; black: those that were only needed as teachers."
+        )
+        return Shown(said, figure, pd.DataFrame(rows), caption if teachers else caption.partition("; black")[0] + ".")
 
     def _row(self, name: str, run: Run) -> dict[str, Any]:
         records = self.records[run.key]
@@ -206,28 +230,45 @@ class Live:
             "seed": run.seed,
             "state": state,
             "epoch": f"{self._trained(run)} of {run.recipe.last_epoch}",
-            "validation accuracy": f"{records[-1]['validation_accuracy']:.1%}" if records else "–",
+            "validation accuracy": f"{100 * records[-1]['validation_accuracy']:.1f} %" if records else "–",
         }
 
     @property
     def widget(self) -> Any:
-        """The widget, made when it is first asked for."""
+        """The widget, made when it is first asked for, and drawn anew whenever it is."""
         if self._panel is None:
             self._panel = _Panel(self)
-            self._panel.follow()
+        else:
+            self._panel.draw()
         return self._panel.box
+
+    def focus(self) -> None:
+        """Let the keyboard act on its button."""
+        if self._panel is not None:
+            self._panel.button.focus()
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
         if interactive():
-            display({**self.widget._repr_mimebundle_(), "text/html": self.show().html(opened=True)}, raw=True)
+            shown = self._under_way()
+            shown.look()
+            display({**shown.widget._repr_mimebundle_(), "text/html": shown.show().html(opened=True)}, raw=True)
             return
         table = study(self.asked, store=self.store)
         self.errors = {row["run"]: row["error"] for _, row in table[table["status"] == "failed"].iterrows()}
-        self._look(self.runs)
-        self.state = "failed" if self.errors else "finished"
+        self.look()
+        self.state = "failed" if self.errors else self.state
         self.show().display()
+
+    def _under_way(self) -> Live:
+        """Return the training of the same runs that this notebook began when the cell was run before, or this one."""
+        others = [self, *_ALL]
+        same = [other for other in others if other.runs == self.runs and other.store.root == self.store.root]
+        return next((other for other in same if other.busy), self)
+
+
+_ALL: weakref.WeakSet[Live] = weakref.WeakSet()
 
 
 class _Panel:
@@ -240,54 +281,58 @@ class _Panel:
     def __init__(self, live: Live) -> None:
         import ipywidgets
 
-        self.live, self.drawn = live, -1.0
+        self.live = live
         self.words, self.picture = ipywidgets.HTML(), ipywidgets.HTML()
-        self.begin = ipywidgets.Button(button_style="primary")
-        self.stop = ipywidgets.Button(description="Stop")
-        self.begin.on_click(lambda _: self._start())
-        self.stop.on_click(lambda _: self._halt())
-        row = ipywidgets.HBox([self.begin, self.stop, self.words], layout={"flex_flow": "row wrap"})
+        self.button = ipywidgets.Button()
+        self.button.on_click(lambda _: self._press())
+        row = ipywidgets.HBox([self.button, self.words], layout={"flex_flow": "row wrap"})
         self.box = framed(row, self.picture)
         self.draw()
+        threading.Thread(target=self._follow, daemon=True).start()
 
-    def _start(self) -> None:
+    def _press(self) -> None:
         try:
-            self.live.start()
-        except Exception as error:  # nobody sees what a callback raises
-            self.words.value = f"<p role='alert'>{html.escape(in_words(error))}</p>"
-
-    def _halt(self) -> None:
-        self.live.stop()
-        self.say()
-
-    def follow(self) -> None:
-        """Show how far the training is, in a thread, until it has ended."""
-        if self.live.busy:
-            threading.Thread(target=self._follow, args=(self.live._over,), daemon=True).start()
-        else:
-            self.draw()
-
-    def _follow(self, over: threading.Event) -> None:
-        seen, due = -1, 0.0
-        while not over.wait(TICK):
-            heard = sum(map(len, self.live.records.values()))
-            if heard != seen and time.monotonic() >= due:
-                self.draw()
-                seen, due = heard, time.monotonic() + REDRAW
+            if self.live.busy:
+                self.live.stop()
             else:
+                self.live.start()
+            self.say()
+        except Exception as error:
+            self.words.value = alert(error)
+
+    def _follow(self) -> None:
+        """Show how far it is until all is trained, by whomever: in a thread, so while a cell is executed, too."""
+        drawn, due = None, 0.0
+        while self.live.state != "finished":
+            if self.live._over.wait(TICK):
+                time.sleep(LOOK)
+                self._look()
+            known = sum(map(len, self.live.records.values())), self.live.state
+            if known != drawn and time.monotonic() >= due:
+                self.draw()
+                drawn, due = known, time.monotonic() + REDRAW
+            elif self.live.busy:
                 self.say()
         self.draw()
 
+    def _look(self) -> None:
+        """Look for what others have trained, unless the store cannot be read at this moment."""
+        with suppress(KDStudyError, OSError):
+            self.live.look()
+
     def say(self) -> None:
-        """Show the state in words, and which buttons make sense."""
+        """Show the state in words, and what the button does."""
         live = self.live
         bar = f'<progress value="{live.share:.3f}" max="1" aria-label="share trained"></progress> ' if live.busy else ""
         self.words.value = f"<span role='status'>{bar}{html.escape(live.status)}</span>"
-        self.begin.description = "Start" if live.state == "ready" else "Continue"
-        self.begin.layout.display = "none" if live.busy or live.state == "finished" else ""
-        self.stop.layout.display = "" if live.state == "training" else "none"
+        self.button.description = {"ready": "Start", "training": "Stop", "stopping": "Stop"}.get(live.state, "Continue")
+        self.button.button_style = "" if live.busy else "primary"
+        self.button.layout.display = "none" if live.state == "finished" else ""
 
     def draw(self) -> None:
         """Show everything anew, the words last: whoever reads that it is finished sees all of it."""
-        self.picture.value = self.live.show().html()
+        try:
+            self.picture.value = self.live.curves().html()
+        except Exception as error:
+            self.picture.value = alert(error)
         self.say()

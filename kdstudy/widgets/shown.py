@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from kdstudy.engines import in_words
 from kdstudy.memory import size_text
 from kdstudy.pictures import Picture, encoded
 
@@ -77,6 +78,16 @@ class Shown:
             name = f"<summary>Table ({rows})</summary>"
             said = f"<details{' open' if opened or self.opened else ''}>{name}{table}</details>"
         return said + "".join(_link(name, content) for name, content in self.files.items())
+
+
+def alert(error: Exception) -> str:
+    """Return what went wrong as a part of a page: nobody sees what the callback of a widget raises.
+
+    Example:
+        >>> alert(ValueError("<b>"))
+        "<p role='alert'>ValueError: &lt;b&gt;</p>"
+    """
+    return f"<p role='alert'>{html.escape(in_words(error))}</p>"
 
 
 def _link(name: str, content: bytes) -> str:
