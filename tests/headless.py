@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 def execute(notebook: Path, folder: Path, number: int, scale: str, timeout: float) -> str:
     """Execute a notebook once; return how it ended."""
-    surroundings = os.environ | {"KDSTUDY_STATIC": str(number % 2 ^ 1), "OMP_NUM_THREADS": "1"}
+    surroundings = os.environ | {"OMP_NUM_THREADS": "1"} | ({"KDSTUDY_STATIC": "0"} if number % 2 else {})
     surroundings |= {"KDSTUDY_RUNS": str(folder / "runs"), "KDSTUDY_DATA": str(folder / "data")}
     out = folder / f"{number}.ipynb"
     command = [sys.executable, "-m", "papermill", str(notebook), str(out), "-p", "scale", scale, "--no-progress-bar"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -161,6 +162,37 @@ def test_with_a_front_end_it_is_a_widget_that_reads_without_it_too(outputs: list
 def test_whether_somebody_looks_can_be_said(said: str, somebody: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not interactive()  # not in a notebook
     monkeypatch.setenv("KDSTUDY_STATIC", said)
+    assert interactive() is somebody
+
+
+@pytest.mark.parametrize(
+    ("own", "parents", "notebook", "somebody"),
+    [
+        ({"JPY_SESSION_NAME": "a.ipynb"}, {}, {}, True),  # started by a Jupyter server
+        (
+            {"JPY_SESSION_NAME": "a.ipynb"},
+            {"JPY_SESSION_NAME": "a.ipynb"},
+            {},
+            False,
+        ),  # papermill, called in a notebook
+        ({}, {}, {}, False),  # papermill
+        ({}, {}, {"__vsc_ipynb_file__": "a.ipynb"}, True),  # VS Code
+        ({"COLAB_RELEASE_TAG": "x"}, {"COLAB_RELEASE_TAG": "x"}, {}, True),
+    ],
+)
+def test_whether_somebody_looks_is_seen_by_who_started_the_kernel(
+    own: dict[str, str],
+    parents: dict[str, str],
+    notebook: dict[str, str],
+    somebody: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shell = SimpleNamespace(kernel=object(), user_ns=notebook)
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: shell)
+    monkeypatch.setattr("psutil.Process", lambda pid: SimpleNamespace(environ=lambda: parents))
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
     assert interactive() is somebody
 
 
