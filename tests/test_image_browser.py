@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
+from matplotlib.colors import to_hex
 from safetensors.numpy import load_file
 
 from kdstudy import Data, Recipe, Run, widgets
@@ -131,7 +132,7 @@ def test_mistakes_and_one_class_are_chosen_and_counted(store: Store) -> None:
     assert table_of(shown)["index"].tolist() == [int(row) for row in wanted[:12]]
     n, on_page = len(wanted), min(12, len(wanted))
     pages = math.ceil(n / 12)
-    start = f"mistakes on test images of class 8 by loss, largest first: 1 to {on_page} of {n} (page 1 of {pages}), "
+    start = f"mistakes on test images of class '8' by loss, largest first: 1 to {on_page} of {n} (page 1 of {pages}), "
     assert f"{start}{on_page} of these {on_page} wrong." in shown.summary
 
 
@@ -156,6 +157,7 @@ def test_the_figure_has_the_images_their_titles_and_the_framed_ones_bars(store: 
     log_s, log_t = (log_softmax(store, run, "test")[16] for run in (STUDENT, TEACHER))
     order = np.argsort(-log_s)
     assert np.allclose(widths, [100 * np.exp(log_s)[order], 100 * np.exp(log_t)[order]], atol=1e-3)
+    assert [to_hex(bars[0].get_facecolor()) for bars in right.containers] == ["#0072b2", "#000000"]
 
 
 def test_it_says_what_it_shows_in_words(store: Store) -> None:
@@ -163,9 +165,9 @@ def test_it_says_what_it_shows_in_words(store: Store) -> None:
     train = DATA.load().train
     log_s, log_t = (log_softmax(store, run, "train")[1] for run in (STUDENT, TEACHER))
     framed = (
-        f"Framed, image 2: class {int(train.labels[1])}; "
-        f"the student takes it for {log_s.argmax()} {100 * np.exp(log_s.max()):.1f} % and "
-        f"the teacher takes it for {log_t.argmax()} {100 * np.exp(log_t.max()):.1f} %; "
+        f"Framed, image 2: class '{int(train.labels[1])}'; "
+        f"the student takes it for '{log_s.argmax()}' ({100 * np.exp(log_s.max()):.1f} %) and "
+        f"the teacher takes it for '{log_t.argmax()}' ({100 * np.exp(log_t.max()):.1f} %); "
         f"loss {losses(store, STUDENT, 'train')[1]:.2f} nats; disagreement {divergences(store, 'train')[1]:.2f} nats; "
     )
     assert framed in shown.summary
@@ -187,7 +189,7 @@ def test_a_page_or_an_image_beyond_the_last_is_the_last(store: Store) -> None:
 def test_where_there_are_none_it_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Judged, "wrong", torch.zeros(360, dtype=torch.bool))
     shown = widgets.images(STUDENT, store=store).show(which="mistakes", label="3")
-    assert shown.summary == "resnet8 kd by resnet8: there are no mistakes on test images of class 3."
+    assert shown.summary == "resnet8 kd by resnet8: there are no mistakes on test images of class '3'."
     assert shown.figure is None
 
 
@@ -230,7 +232,10 @@ def test_a_run_that_is_not_there_is_said(store: Store) -> None:
 
 
 def test_nothing_in_the_store_says_what_to_run(tmp_path: Path) -> None:
-    assert "2 of 2 runs are to be trained" in widgets.images(STUDENT, store=Store(tmp_path)).show().summary
+    assert (
+        "2 of 2 runs to train, first resnet8 scratch seed 7"
+        in widgets.images(STUDENT, store=Store(tmp_path)).show().summary
+    )
 
 
 def test_names_are_text(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +243,7 @@ def test_names_are_text(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Data, "load", lambda data: replace(load(data), classes=names))
     shown = widgets.images(STUDENT, store=store).show(label="<b>$x$")
     assert "<b>" not in shown.html()
-    assert "test images of class &lt;b&gt;$x$" in shown.html()
+    assert "test images of class &#x27;&lt;b&gt;$x$&#x27;" in shown.html()
     assert shown.figure is not None
     titles = [text.get_text() for text in shown.figure.axes[0].texts]
     assert all(title.startswith("<b>$x$") for title in titles)

@@ -89,6 +89,19 @@ def test_a_cell_may_be_the_value_itself(store: Store, metric: str) -> None:
     assert shown.table["unit"].item() == ("nats" if metric == "test_kl" else "%")
 
 
+def test_the_colours_of_a_share_end_at_100_percent(tmp_path: Path) -> None:
+    other = Store(tmp_path / "alike")
+    fake(other, TAUGHT, test_agreement=0.98, test_kl=0.98)
+    explorer = widgets.gap_map([TAUGHT], store=other)
+    tops = {}
+    for metric in ("test_agreement", "test_kl"):
+        figure = explorer.show(metric=metric).figure
+        assert figure is not None
+        tops[metric] = figure.axes[1].get_ylim()[1]
+    assert tops["test_agreement"] == 100
+    assert tops["test_kl"] > 1
+
+
 def test_the_same_teacher_of_other_length_is_another_column_smallest_first(store: Store) -> None:
     small = PLAIN.but(seed=0)
     runs = [TAUGHT.but(teachers=(teacher,)) for teacher in (TEACHER, SHORT, small)]
@@ -223,6 +236,41 @@ def test_a_single_seed_is_said_and_has_no_band(store: Store) -> None:
     assert all("(one seed)" in str(line.get_label()) for line in shown.figure.axes[0].lines)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_bands_need_three_seeds_and_shares_stay_shares(n: int) -> None:
+    values = [0.05, 0.5, 0.95][:n]
+    records = [[{"epoch": e, "validation_accuracy": v} for e in range(2)] for v in values]
+    shown = draw({"kind": records}, "validation_accuracy", {"kind": n})
+    assert shown.figure is not None
+    assert shown.table is not None
+    axes = shown.figure.axes[0]
+    bands = [path.vertices[:, 1] for band in axes.collections for path in band.get_paths()]
+    if n == 3:
+        assert shown.table["low"].iloc[0] < 0  # the interval itself is told as it is
+        assert (bands[0].min(), bands[0].max()) == (0, 100)
+        assert len(axes.lines) == 1
+    else:
+        assert not bands
+        single = [line.get_ydata().tolist() for line in axes.lines[1:]]
+        assert single == ([] if n == 1 else [[5, 5], [50, 50]])
+        assert "no interval" in shown.caption
+        assert "[" not in shown.summary
+    assert axes.get_ylim()[0] > -10
+    assert axes.get_ylim()[1] < 110
+
+
+def test_where_seeds_end_early_the_band_ends_and_a_loss_may_be_anything() -> None:
+    ends = [(1, 1.0), (2, 50.0), (2, 900.0)]
+    records = [[{"epoch": e, "validation_nll": v} for e in range(epochs)] for epochs, v in ends]
+    shown = draw({"kind": records}, "validation_nll", {"kind": 3})
+    assert shown.figure is not None
+    (band,) = shown.figure.axes[0].collections
+    corners = np.concatenate([path.vertices for path in band.get_paths()])
+    assert set(corners[:, 0]) == {1.0}
+    low, high = interval(np.array([v for _, v in ends]))
+    assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((low, high))
+
+
 def test_what_is_not_trained_or_not_chosen_is_said(store: Store) -> None:
     explorer = widgets.curves([TAUGHT, TAUGHT.but(method="at")], store=store)
     assert "resnet8 at by resnet14: not trained." in explorer.show().summary
@@ -249,6 +297,7 @@ def test_a_kind_keeps_its_colour_whatever_else_is_drawn() -> None:
     assert part is not None
     looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in whole.axes[0].lines]
     assert len(set(looks)) == 9
+    assert "#000000" not in {colour for colour, _, _ in looks}  # which is the teachers'
     line = part.axes[0].lines[0]
     assert (line.get_color(), line.get_linestyle(), line.get_marker()) == looks[8]
 
@@ -334,6 +383,8 @@ def test_a_filter_leaves_what_it_says(many: Store, words: str, seeds: set[int]) 
         ("test_accuracy>much", "after > stands a number, such as test_accuracy>0.5"),
         ("net>3", "net holds texts, which net=TEXT looks for"),
         (">3", "a column's name is missing"),
+        ("test_accuracy>75", "test_accuracy is a share: 75 % is 0.75, or write test_accuracy>75%"),
+        ("test_agreement<=2.5", "test_agreement is a share: 2.5 % is 0.025, or write test_agreement<=2.5%"),
     ],
 )
 def test_a_filter_that_says_nothing_is_answered_in_a_line(many: Store, words: str, line: str) -> None:
@@ -387,7 +438,33 @@ def test_too_many_rows_for_a_link_say_how_they_are_written(many: Store, monkeypa
     monkeypatch.setattr("kdstudy.widgets.comparison.MOST", 3)
     shown = widgets.compare(store=many).show()
     assert not shown.files
-    assert 'kdstudy.runs.table().to_csv("runs.csv")' in shown.caption
+    assert "26 rows are too many for a link: kdstudy.runs.table(folder).to_csv(file)" in shown.caption
+
+
+def test_a_page_beyond_the_last_is_the_last_and_says_so(many: Store) -> None:
+    explorer = widgets.compare(store=many)
+    last = explorer.show(words="method=kd", page=2)
+    assert "12 of 26 runs, page 1 of 1, the last, is shown, by finished" in last.summary
+    assert "is shown" not in explorer.show(page=2).summary
+
+
+def test_a_method_has_one_colour_on_every_page_scratch_blue(many: Store) -> None:
+    for seed, method in enumerate(("at", "cc", "dkd", "nkd", "nst", "pkt", "sp")):
+        fake(many, TAUGHT.but(seed=seed, method=method), test_accuracy=0.4)
+    explorer = widgets.compare(store=many)
+    pages = [explorer.show(sort="method", page=page) for page in (1, 2)]
+    looks: dict[str, set[tuple[Any, Any]]] = {}
+    for shown in pages:
+        assert shown.figure is not None
+        axes = shown.figure.axes[0]
+        names = [tick.get_text().split()[1].strip(",") for tick in axes.get_yticklabels()]
+        for line in axes.lines:
+            for place in line.get_ydata():
+                looks.setdefault(names[int(place)], set()).add((line.get_color(), line.get_marker()))
+    assert all(len(each) == 1 for each in looks.values())
+    assert {colour for colour, _ in looks["scratch"]} == {"#0072B2"}
+    assert len(set.union(*looks.values())) == len(looks) == 9
+    assert "#000000" not in {colour for each in looks.values() for colour, _ in each}
 
 
 def test_runs_that_are_asked_for_have_a_row_each(many: Store) -> None:
@@ -419,7 +496,7 @@ def test_an_empty_store_says_what_to_run(tmp_path: Path) -> None:
     empty = Store(tmp_path / "none")
     assert "kdstudy run capacity_gap" in widgets.compare(store=empty).show().summary
     for explorer in (widgets.compare([PLAIN], store=empty), widgets.curves([PLAIN], store=empty)):
-        assert "1 of 1 runs are to be trained" in explorer.show().summary
+        assert "1 of 1 run to train, first resnet8 scratch seed 0" in explorer.show().summary
 
 
 def test_names_are_text(many: Store) -> None:
@@ -452,9 +529,8 @@ def test_headless_it_is_an_image_with_its_text_and_a_table(store: Store, outputs
 
 
 @pytest.mark.parametrize("make", [widgets.gap_map, widgets.curves, widgets.compare])
-def test_headless_without_results_it_says_what_is_missing(
-    tmp_path: Path, outputs: list[Any], capsys: pytest.CaptureFixture[str], make: Any
-) -> None:
+def test_headless_without_results_it_says_what_is_missing(tmp_path: Path, outputs: list[Any], make: Any) -> None:
     make([TAUGHT], store=Store(tmp_path / "none"))._ipython_display_()
-    assert "Nothing of this is in the store yet" in outputs[0].data
-    assert "are to be trained" in capsys.readouterr().out
+    (said,) = outputs
+    assert "Nothing of this is in the store yet" in said.data
+    assert "to train, first " in said.data

@@ -14,6 +14,7 @@ import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from safetensors.numpy import load_file
 
 from kdstudy import Data, Recipe, Run, plots, widgets
@@ -46,6 +47,11 @@ def widths(axes: Axes) -> list[list[float]]:
     return [[patch.get_width() for patch in bars] for bars in axes.containers]
 
 
+def colours(axes: Axes) -> list[str]:
+    """The colours of the networks, in hex."""
+    return [to_hex(bars[0].get_facecolor()) for bars in axes.containers]
+
+
 def third_of_class_8() -> int:
     return [row for row, label in enumerate(DATA.load().test.labels.tolist()) if label == 8][2]
 
@@ -67,18 +73,22 @@ def test_bars_are_the_softmax_of_the_stored_logits(store: Store, temperature: fl
     pixels = DATA.load().test.images[row].squeeze(-1).numpy()
     assert np.array_equal(np.asarray(picture.images[0].get_array()), pixels)
     assert len({bar[0].get_hatch() for bar in axes.containers}) == 2
+    assert colours(axes) == ["#000000", "#d55e00"]  # the teacher black, who is taught orange
+    assert {family for tick in axes.get_yticklabels() for family in tick.get_fontfamily()[:1]} == {"DejaVu Sans Mono"}
 
 
 def test_it_says_what_it_shows_in_words_and_as_a_table(store: Store) -> None:
     shown = widgets.soft_labels(TEACHER, STUDENT, store=store).show(label="8", image=3, temperature=4.0)
     z = stored(store, TEACHER)[third_of_class_8()]
     p, order = softmax(z / 4), np.argsort(-z).tolist()
-    likeliest = ", ".join(f"{c} {100 * p[c]:.1f} %" for c in order[:3])
+    likeliest = ", ".join(f"'{c}' ({100 * p[c]:.1f} %)" for c in order[:3])
     verdict = "right" if order[0] == 8 else "wrong"
     bits = -(p * np.log2(p)).sum()
-    said = f"The teacher (resnet8) takes this 8 for {likeliest} at T = 4 ({verdict}); entropy {bits:.2f} of 3.32 bits."
+    said = (
+        f"The teacher (resnet8) takes this '8' for {likeliest} at T = 4 ({verdict}); entropy {bits:.2f} of 3.32 bits."
+    )
     assert shown.summary.startswith(said)
-    assert "The student (resnet8 kd by resnet8) takes this 8 for" in shown.summary
+    assert "The student (resnet8 kd by resnet8) takes this '8' for" in shown.summary
     assert "T = 4" in shown.caption
     rows = shown.table
     assert rows is not None
@@ -107,13 +117,14 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(store: Store) -> None:
     assert shown.summary.endswith("Not in the store yet: teacher (resnet8).")
     assert shown.figure is not None
     assert len(widths(shown.figure.axes[1])) == 1
+    assert colours(shown.figure.axes[1]) == ["#d55e00"]
     assert [run.seed for run in explorer.missing] == [8]
 
 
 def test_nothing_in_the_store_says_what_to_run(tmp_path: Path) -> None:
     shown = widgets.soft_labels(TEACHER, [STUDENT], store=Store(tmp_path)).show()
     assert shown.figure is None
-    assert "2 of 2 runs are to be trained" in shown.summary
+    assert "2 of 2 runs to train, first resnet8 scratch seed 7" in shown.summary
 
 
 def test_names_are_text(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +133,8 @@ def test_names_are_text(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     explorer = widgets.soft_labels(TEACHER, store=store)
     pages = [explorer.show(label=name).html() for name in names[:4]]
     assert not any("<b>" in page for page in pages)
-    assert "takes this &lt;b&gt;$x$ for" in pages[0]
-    assert "takes this a\\nb for" in pages[2]
+    assert "takes this &#x27;&lt;b&gt;$x$&#x27; for" in pages[0]
+    assert "takes this &#x27;a\\nb&#x27; for" in pages[2]
     figure = explorer.show().figure
     assert figure is not None
     ticks = [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
@@ -166,7 +177,7 @@ def test_of_many_classes_the_likeliest_are_drawn_and_the_rest_as_one() -> None:
     z = torch.arange(20, 0, -1).float()
     second = torch.zeros(20)
     second[17] = 9.0
-    answers = [Answer("one", z), Answer("two", second)]
+    answers = [Answer("one", z, plots.TEACHER), Answer("two", second, 1)]
     classes = [f"c{each}" for each in range(20)]
     assert ranked(answers, label=15) == [0, 1, 2, 3, 4, 5, 15, 17]
     drawn, axes = plots.sheet()
@@ -174,11 +185,14 @@ def test_of_many_classes_the_likeliest_are_drawn_and_the_rest_as_one() -> None:
     kept = [0, 1, 2, 3, 4, 5, 15, 17]
     p = softmax(z.double().numpy() / 2)
     assert np.allclose(widths(axes)[0], [*(100 * p[kept]), 100 * (1 - p[kept].sum())])
-    assert axes.get_yticklabels()[-1].get_text() == "12 others"
+    assert axes.get_yticklabels()[-1].get_text() == "all 12 others together"
+    faces = [[to_hex(patch.get_facecolor()) for patch in bars] for bars in axes.containers]
+    assert [set(each[:-1]) for each in faces] == [{"#000000"}, {"#d55e00"}]
+    assert faces[0][-1] == faces[1][-1] == "#e4e4e4"  # nobody's favourite
     rows = table(answers, classes, 15, (1.0, 1.0))
     assert list(rows.columns) == ["class", *(f"{n}: {w}" for n in ("one", "two") for w in ("logit", "p at T = 1"))]
     assert np.allclose(rows["two: p at T = 1"].sum(), 1)
-    assert rows["class"].iloc[-1] == "12 others"
+    assert rows["class"].iloc[-1] == "all 12 others together"
 
 
 def test_test_images_are_the_same_whatever_was_trained_on() -> None:

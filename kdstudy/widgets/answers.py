@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -15,12 +16,13 @@ from kdstudy.data import Data
 from kdstudy.errors import KDStudyError, printable
 from kdstudy.runs import Run
 from kdstudy.store import Result
-from kdstudy.widgets.kinds import kinds
+from kdstudy.widgets.kinds import kinds, listed
 
 T = TypeVar("T")
 
 DRAWN = 8  # classes that have a bar of their own
 HATCHES = ("", "///", "...", "xxx")
+MONO = ["DejaVu Sans Mono", "DejaVu Sans"]  # for classes' names: l and I, O and 0 look different
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,12 @@ class Answer:
     Args:
         name: of the network, for a legend.
         logits: (C,).
+        number: of its colour.
     """
 
     name: str
     logits: Tensor
+    number: int = 0
 
     def shares(self, temperature: float = 1.0) -> Tensor:
         """Return softmax(z / T) in double (C,).
@@ -88,10 +92,31 @@ def ranked(answers: Sequence[Answer], label: int) -> list[int]:
     return [each for each in order if each in kept]
 
 
+def quoted(name: str) -> str:
+    """Return a class's name in quotes, so that the letter O is not taken for a number.
+
+    Example:
+        >>> quoted("O")
+        "'O'"
+    """
+    return f"'{printable(name)}'"
+
+
 def in_words(answer: Answer, classes: Sequence[str], temperature: float = 1.0, most: int = 3) -> str:
     """Return the likeliest classes and their probabilities, in words."""
     shares = answer.shares(temperature)
-    return ", ".join(f"{printable(classes[each])} {percent(shares[each].item())}" for each in answer.order[:most])
+    return ", ".join(f"{quoted(classes[each])} ({percent(shares[each].item())})" for each in answer.order[:most])
+
+
+def numbers(methods: Sequence[str]) -> list[int]:
+    """Return the numbers of students' colours: 0 for the first that learns alone, 1, 2, ... for the others in order.
+
+    Example:
+        >>> numbers(["kd", "scratch", "dkd"])
+        [1, 0, 2]
+    """
+    others, alone = count(1), methods.index("scratch") if "scratch" in methods else -1
+    return [0 if place == alone else next(others) for place in range(len(methods))]
 
 
 def bars(axes: Axes, answers: Sequence[Answer], classes: Sequence[str], label: int, temperature: float = 1.0) -> None:
@@ -113,15 +138,22 @@ def bars(axes: Axes, answers: Sequence[Answer], classes: Sequence[str], label: i
         widths = [100 * shares[each].item() for each in drawn]
         widths += [max(0.0, 100 - sum(widths))] if rest else []
         places = [row + (number - (len(answers) - 1) / 2) * height for row in range(len(widths))]
-        look: dict[str, Any] = {"color": plots.COLOURS[number], "hatch": HATCHES[number], "edgecolor": "white"}
+        look: dict[str, Any] = {"color": plots.COLOURS[answer.number], "hatch": HATCHES[number], "edgecolor": "white"}
         made = axes.barh(places, widths, height, label=answer.name, linewidth=0, **look)
+        if rest:
+            made[-1].set(facecolor="#e4e4e4", edgecolor="#a0a0a0", hatch="////")  # no class, so it cannot win
         axes.bar_label(made, fmt="%.1f", padding=2, fontsize=8 if len(answers) < 3 else 7)
-    axes.set_yticks(range(len(drawn) + bool(rest)), names + [f"{rest} others"] * bool(rest))
+    axes.set_yticks(range(len(drawn) + bool(rest)), names + _together(rest), fontfamily=MONO)
     axes.tick_params(axis="y", labelsize=9)
     axes.get_yticklabels()[drawn.index(label)].set_fontweight("bold")
     axes.set(xlim=(0, 112), xticks=range(0, 101, 20), ylim=(len(drawn) + bool(rest) - 0.5, -0.5))
     axes.set_xlabel("probability (%)")
     axes.grid(visible=False, axis="y")
+
+
+def _together(rest: int) -> list[str]:
+    """Return how all classes are called that have no row of their own."""
+    return [f"all {rest} others together"] if rest else []
 
 
 def table(
@@ -131,7 +163,7 @@ def table(
     drawn = ranked(answers, label)
     rest = len(classes) - len(drawn)
     names = [classes[each] + (" (true)" if each == label else "") for each in drawn]
-    columns: dict[str, Any] = {"class": names + [f"{rest} others"] * bool(rest)}
+    columns: dict[str, Any] = {"class": names + _together(rest)}
     for answer in answers:
         logits = [answer.logits[each].item() for each in drawn]
         columns[f"{answer.name}: logit"] = logits + [float("nan")] * bool(rest)
@@ -156,18 +188,14 @@ def named(runs: Sequence[Run]) -> dict[str, Run]:
     }
 
 
-def listed(runs: Run | Sequence[Run]) -> list[Run]:
+def together(runs: Run | Sequence[Run]) -> list[Run]:
     """Return one run or several as a list.
 
     Raises:
         KDStudyError: if there are none, if something else is among them, or if they have not the same test images.
     """
-    found = [runs] if isinstance(runs, Run) else [*runs]
-    if not found:
-        raise KDStudyError("runs: there are none, must be at least one")
+    found = listed([runs] if isinstance(runs, Run) else runs)
     for run in found:
-        if not isinstance(run, Run):
-            raise KDStudyError(f"runs: one is a {type(run).__name__}, all must be a Run")
         if _tested(run.data) != _tested(found[0].data):
             where = f"{run.data!r}, {found[0].label} on {found[0].data!r}"
             raise KDStudyError(f"{run.label} is on {where}: all must have the same test images")

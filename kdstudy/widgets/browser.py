@@ -22,10 +22,11 @@ from kdstudy.widgets.answers import (
     absent,
     bars,
     in_words,
-    listed,
     named,
+    quoted,
     same_images,
     shortened,
+    together,
     written,
 )
 from kdstudy.widgets.controls import Choice, Slider
@@ -66,8 +67,8 @@ def images(runs: Run | Sequence[Run], *, teacher: Run | None = None, store: Stor
         >>> explorer.controls["run"].first, len(explorer.controls["page"].values)
         ('resnet8 scratch seed 0', 108)
     """
-    names = named(listed(runs))
-    asked = listed([*names.values(), *([] if teacher is None else [teacher])])
+    names = named(together(runs))
+    asked = together([*names.values(), *([] if teacher is None else [teacher])])
     classes = next(iter(names.values())).data.load().classes
     most = max(len(getattr(run.data.load(), split)) for run in names.values() for split in _SPLITS)
     controls = {
@@ -105,9 +106,8 @@ class _Browser:
         rows = judged.order(sort)
         rows = rows[judged.wrong[rows]] if which == "mistakes" else rows
         rows = rows if label is None else rows[judged.labels[rows] == data.classes.index(label)]
-        what = (
-            f"{'mistakes on ' * (which == 'mistakes')}{_SPLITS[split]}{'' if label is None else f' of class {label}'}"
-        )
+        of_class = "" if label is None else f" of class {quoted(label)}"
+        what = f"{'mistakes on ' * (which == 'mistakes')}{_SPLITS[split]}{of_class}"
         if not len(rows):
             return Shown(f"{printable(run)}: there are no {printable(what)}.")
         notes = [why] * bool(why and (self._teachers(chosen) or sort == "disagreement"))
@@ -170,7 +170,7 @@ def _page(
 def _answers(judged: Judged, row: int) -> list[Answer]:
     """Return what the run and its teacher, if it is known, say of an image."""
     answers = [Answer("run" if judged.teacher is None else "student", judged.logits[row])]
-    return answers if judged.teacher is None else [*answers, Answer("teacher", judged.teacher[row])]
+    return answers if judged.teacher is None else [*answers, Answer("teacher", judged.teacher[row], plots.TEACHER)]
 
 
 def _said(data: Dataset, judged: Judged, row: int) -> str:
@@ -181,7 +181,7 @@ def _said(data: Dataset, judged: Judged, row: int) -> str:
         said.append(f"disagreement {judged.disagreement[row]:.2f} nats")
     if judged.forgotten is not None:
         said.append(_times(judged.forgotten[row].item()))
-    return f"class {printable(data.classes[int(judged.labels[row])])}; {'; '.join(said)}."
+    return f"class {quoted(data.classes[int(judged.labels[row])])}; {'; '.join(said)}."
 
 
 def _times(forgotten: float) -> str:

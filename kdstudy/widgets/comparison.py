@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from kdstudy.runs import Run
 from kdstudy.store import Result, Store
 from kdstudy.stored import FIRST, LAST, RESULT, Stored, folders, frame, reaching, read
 from kdstudy.study import METRICS
+from kdstudy.widgets.answers import numbers
 from kdstudy.widgets.controls import Choice, Control, Several, Slider, Text
 from kdstudy.widgets.explorer import Explorer
 from kdstudy.widgets.kinds import listed
@@ -68,11 +68,13 @@ class Comparison(Explorer):
 
     def __init__(self, runs: Sequence[Run] | None, store: Store) -> None:
         self.all = runs is None
-        self.table, self.wrong = _read(store.root, runs)
+        self.rows: dict[tuple[Path, int], dict[str, Any]] = {}
+        self.store, self.runs = store, list(runs or ())
+        self._read()
         names = tuple(self.table)
         pages = range(1, max(1, -(-len(self.table) // PAGE)) + 1)
         controls: dict[str, Control] = {
-            "words": Text("Filter, such as method=kd test_accuracy>60%"),
+            "words": Text("Filter", example="method=kd test_accuracy>60%"),
             "sort": Choice("Sort by", names, value="finished"),
             "order": Choice("Order", ("descending", "ascending")),
             "columns": Several("Columns", names[1:], value=DEFAULT),
@@ -83,59 +85,64 @@ class Comparison(Explorer):
     def look(self) -> None:
         """Look in the store for what has been finished since."""
         super().look()
-        self.table, self.wrong = _read(self.store.root, None if self.all else self.runs)
+        self._read()
 
     def _view(
         self, found: Mapping[str, Result], words: str, sort: str, order: str, columns: Sequence[str], page: int
     ) -> Shown:
         if self.table.empty:
             return Shown(_EMPTY + self._unread())
+        sort = sort if sort in self.table else "finished"
+        columns = [name for name in columns if name in self.table]
         try:
             kept = matching(self.table, words)
         except KDStudyError as error:
             return Shown(str(error))
         kept = ordered(kept, sort, descending=order == "descending")
         pages = max(1, -(-len(kept) // PAGE))
-        page = min(page, pages)
+        beyond, page = page > pages, min(page, pages)
         rows = kept.iloc[(page - 1) * PAGE : page * PAGE]
         files, how = _export(kept)
-        said = f"{len(kept)} of {len(self.table)} runs, page {page} of {pages}, by {sort}, {order}. "
-        figure, metric = _dots(rows, sort)
+        last = ", the last, is shown" if beyond else ""
+        said = f"{len(kept)} of {len(self.table)} runs, page {page} of {pages}{last}, by {sort}, {order}. "
+        methods = list(self.table["method"].unique())
+        figure, metric = _dots(rows, sort, dict(zip(methods, numbers(methods), strict=True)))
         table = rows[["run", *columns]].assign(run=rows["run"].str[:8])
         caption = f"{_caption(metric, figure)}Accuracies and shares in [0, 1], KL and NLL in nats. {how}"
         summary = f"{said}{in_words(kept, metric)}{self._unread()}"
         return Shown(summary, figure, _as_texts(table), caption, opened=True, files=files)
 
+    def _read(self) -> None:
+        """Read the runs as a table with their state; what is known of finished ones is not read again."""
+        root, runs = self.store.root, None if self.all else self.runs
+        here, self.wrong = [], 0
+        with reaching(root):
+            there = {folder.name: folder for folder in folders(root, finished=True)}
+            for key in there if runs is None else [run.key for run in runs if run.key in there]:
+                try:
+                    here.append(self._row(there[key]))
+                except (KDStudyError, FileNotFoundError):
+                    self.wrong += 1
+        ended = _frame(here).assign(state="finished")
+        begun = unfinished(root)
+        if runs is not None:
+            begun = begun[begun["run"].isin([run.key for run in runs])]
+            known = {*ended["run"], *begun["run"]}
+            lacking = {run.key: Stored(Path(run.key), run.spec(), {}) for run in runs if run.key not in known}
+            begun = _joined(begun, frame(lacking.values()).assign(state="missing"))
+        table = _joined(ended, begun)
+        metrics = dict.fromkeys([*METRICS, *(name for name in table if name not in (*FIRST, *LAST, "state"))])
+        self.table = table.reindex(columns=[*FIRST, *metrics, *LAST, "state"])
+
+    def _row(self, folder: Path) -> dict[str, Any]:
+        """Return a finished run as a row; what is finished does not change, unless it is trained again."""
+        known = folder, (folder / RESULT).stat().st_mtime_ns
+        if known not in self.rows:
+            self.rows[known] = read(folder).row
+        return self.rows[known]
+
     def _unread(self) -> str:
         return f" {self.wrong} runs cannot be read: `kdstudy runs verify` says why." if self.wrong else ""
-
-
-def _read(root: Path, runs: Sequence[Run] | None) -> tuple[pd.DataFrame, int]:
-    """Return all runs of a store, or some, as a table with their state, and how many cannot be read."""
-    here, wrong = [], 0
-    with reaching(root):
-        there = {folder.name: folder for folder in folders(root, finished=True)}
-        for key in there if runs is None else [run.key for run in runs if run.key in there]:
-            try:
-                here.append(_finished(there[key], (there[key] / RESULT).stat().st_mtime_ns))
-            except (KDStudyError, FileNotFoundError):
-                wrong += 1
-    ended = _frame(here).assign(state="finished")
-    begun = unfinished(root)
-    if runs is not None:
-        begun = begun[begun["run"].isin([run.key for run in runs])]
-        known = {*ended["run"], *begun["run"]}
-        lacking = {run.key: Stored(Path(run.key), run.spec(), {}) for run in runs if run.key not in known}
-        begun = _joined(begun, frame(lacking.values()).assign(state="missing"))
-    table = _joined(ended, begun)
-    metrics = dict.fromkeys([*METRICS, *(name for name in table if name not in (*FIRST, *LAST, "state"))])
-    return table.reindex(columns=[*FIRST, *metrics, *LAST, "state"]), wrong
-
-
-@cache
-def _finished(folder: Path, stamp: int) -> dict[str, Any]:
-    """Return a finished run as a row; what is finished does not change, unless it is trained again."""
-    return read(folder).row
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -170,10 +177,20 @@ def ordered(table: pd.DataFrame, by: str, *, descending: bool) -> pd.DataFrame:
 def _export(kept: pd.DataFrame) -> tuple[dict[str, bytes], str]:
     """Return the file of what the filter leaves, and what is to be said of it."""
     if len(kept) > MOST:
-        return {}, f'{len(kept):,} rows are too many for a link: kdstudy.runs.table().to_csv("runs.csv") writes all.'
+        return (
+            {},
+            f"{len(kept):,} rows are too many for a link: kdstudy.runs.table(folder).to_csv(file) writes all runs.",
+        )
     if kept.empty:
         return {}, ""
-    return {"runs.csv": kept.to_csv(index=False).encode()}, "The file holds all rows of the filter, with all columns."
+    return {
+        "runs.csv": kept.map(_harmless).to_csv(index=False).encode()
+    }, "The file holds all rows of the filter, with all columns."
+
+
+def _harmless(value: Any) -> Any:
+    """Return a text such that no spreadsheet takes it for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def _as_texts(table: pd.DataFrame) -> pd.DataFrame:
@@ -181,7 +198,7 @@ def _as_texts(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: as_text(table[name]).replace("", "–") for name in table})
 
 
-def _dots(rows: pd.DataFrame, sort: str) -> tuple[Figure | None, str]:
+def _dots(rows: pd.DataFrame, sort: str, looks: Mapping[str, int]) -> tuple[Figure | None, str]:
     """Draw a metric of the rows of a page: that by which they are sorted, or test accuracy."""
     metrics = [name for name in rows if name not in (*FIRST, *LAST, "state")]
     metric = sort if sort in metrics else "test_accuracy"
@@ -191,8 +208,8 @@ def _dots(rows: pd.DataFrame, sort: str) -> tuple[Figure | None, str]:
     figure, axes = plots.sheet(1, width=8.0, height=1.1 + 0.21 * len(drawn))
     names = [_name(row) for row in drawn.to_dict("records")]
     places = drawn.assign(place=range(len(drawn)), value=drawn[metric] * _percent(metric))
-    for number, (_, part) in enumerate(places.groupby("method", sort=False)):
-        colour, marker = (kinds[number % len(kinds)] for kinds in (plots.COLOURS, plots.MARKERS))
+    for method, part in places.groupby("method", sort=False):
+        colour, marker = _look(looks[str(method)])
         axes.plot(part["value"], part["place"], color=colour, marker=marker, linestyle="none", markersize=6)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -200,6 +217,12 @@ def _dots(rows: pd.DataFrame, sort: str) -> tuple[Figure | None, str]:
     axes.set_xlabel(_label(metric), fontsize="small")
     axes.set_title(f"The runs of this page: {metric.replace('_', ' ')}", fontsize="medium")
     return figure, metric
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Return colour and marker of a method; blue is scratch's, black the teachers'."""
+    again, place = divmod(number - 1, plots.TEACHER - 1) if number else (0, -1)
+    return plots.COLOURS[place + 1], plots.MARKERS[(place + 1 + again) % len(plots.MARKERS)]
 
 
 def _name(row: Mapping[Any, Any] | pd.Series) -> str:

@@ -85,6 +85,7 @@ class Choice(Control):
             options=options,
             value=list(self.values).index(self.first),
             style={"description_width": "initial"},
+            layout={"width": "max-content", "max_width": "100%"},
         )
 
 
@@ -135,9 +136,14 @@ class Slider(Control):
 
 @dataclass(frozen=True)
 class Text(Control):
-    """Any text; what is typed counts when it is entered."""
+    """Any text; what is typed counts when it is entered.
+
+    Args:
+        example: what could be typed, shown as long as nothing is.
+    """
 
     values: Sequence[Any] = ("",)
+    example: str = ""
     trait: ClassVar[str] = "value"
 
     def check(self, value: Any) -> None:
@@ -152,8 +158,10 @@ class Text(Control):
         return ipywidgets.Text(
             description=self.label,
             value=self.first,
+            placeholder=self.example,
             continuous_update=False,
             style={"description_width": "initial"},
+            layout={"width": "36em", "max_width": "100%"},
         )
 
     def read(self, said: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdstudy import plots
@@ -33,6 +34,8 @@ METRICS: dict[str, tuple[str, Callable[[Record], float], str]] = {
 }
 _LINES = ("-", "--", ":", "-.")
 _MARKS = 12  # markers a line
+_BAND = 3  # runs, of fewer the interval is wider than whatever can be seen
+_OWN = plots.COLOURS[: plots.TEACHER]  # black is the teachers'
 
 
 def curves(runs: Sequence[Run], *, store: Store | None = None) -> Explorer:
@@ -155,16 +158,19 @@ def draw(histories: Mapping[str, Sequence[Sequence[Record]]], metric: str, asked
     if not drawn:
         return Shown(summary, table=table)
     numbers = {name: place for place, name in enumerate(asked)}
-    return Shown(summary, _figure(drawn, numbers, text), table, _caption(drawn, text))
+    single = {name: [by_epoch([run], metric) for run in histories[name]] for name in drawn}
+    return Shown(summary, _figure(drawn, single, numbers, text), table, _caption(drawn, text))
 
 
 def _caption(drawn: Mapping[str, pd.DataFrame], text: str) -> str:
     sizes = [int(curve["n"].max()) for curve in drawn.values()]
     low, high = min(sizes), max(sizes)
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
-    over = "one seed each, no interval" if high == 1 else f"mean and 95 % t-interval over student seeds, {n}"
-    single = "; a line without a band is one seed" if low == 1 < high else ""
-    return f"x: epoch, y: {text}: {over}{single}."
+    if high == 1:
+        return f"x: epoch, y: {text}: one seed each, no interval."
+    over = f"mean{' and 95 % t-interval' if high >= _BAND else ''} over student seeds, {n}"
+    few = f"; of fewer than {_BAND} seeds, thin, each by itself and no interval" if low < _BAND else ""
+    return f"x: epoch, y: {text}: {over}{few}."
 
 
 def _row(name: str, curve: pd.DataFrame, histories: Sequence[Any], asked: int, best: str) -> dict[str, Any]:
@@ -179,13 +185,18 @@ def _row(name: str, curve: pd.DataFrame, histories: Sequence[Any], asked: int, b
     return row | {"best epoch": str(int(curve["epoch"].iloc[places[best]])) if best else "–"}
 
 
-def _figure(drawn: Mapping[str, pd.DataFrame], numbers: Mapping[str, int], text: str) -> Figure:
+def _figure(
+    drawn: Mapping[str, pd.DataFrame],
+    single: Mapping[str, Sequence[pd.DataFrame]],
+    numbers: Mapping[str, int],
+    text: str,
+) -> Figure:
     longest = max(len(name) for name in drawn)
     columns = 2 if longest < 45 else 1
     figure, axes = plots.sheet(1, width=7.6, height=4.2 + 0.22 * -(-len(drawn) // columns))
     for name, curve in drawn.items():
-        again, place = divmod(numbers[name], len(plots.COLOURS))
-        colour = plots.COLOURS[place]
+        again, place = divmod(numbers[name], len(_OWN))
+        colour = _OWN[place]
         axes.plot(
             curve["epoch"],
             curve["mean"],
@@ -195,15 +206,26 @@ def _figure(drawn: Mapping[str, pd.DataFrame], numbers: Mapping[str, int], text:
             markevery=max(1, len(curve) // _MARKS),
             markersize=5,
             linewidth=1.6,
-            label=f"{name}{' (one seed)' if curve['n'].max() == 1 else ''}",
+            label=name + {1: " (one seed)", 2: " (two seeds)"}.get(int(curve["n"].max()), ""),
         )
-        axes.fill_between(curve["epoch"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
+        _spread(axes, curve, single[name], colour, share=text.endswith("(%)"))
     epochs = max(int(curve["epoch"].max()) for curve in drawn.values())
     axes.set(xlabel="epoch", ylabel=text, xlim=(0.5, max(epochs, 2) + 0.5))
     axes.set_title(f"{text[0].upper()}{text[1:]} by epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     plots.legend(axes, columns)
     return figure
+
+
+def _spread(axes: Axes, curve: pd.DataFrame, single: Sequence[pd.DataFrame], colour: str, *, share: bool) -> None:
+    """Draw the intervals, those of a share within 0 to 100 %; of too few runs each run instead."""
+    if curve["n"].max() < _BAND:
+        for run in single if len(single) > 1 else ():
+            axes.plot(run["epoch"], run["mean"], color=colour, linewidth=0.7, alpha=0.7)
+        return
+    known, ends = curve["n"] >= _BAND, curve[["low", "high"]]
+    ends = (ends.clip(0, 100) if share else ends).where(known, np.nan)
+    axes.fill_between(curve["epoch"], ends["low"], ends["high"], color=colour, alpha=0.15, linewidth=0)
 
 
 def in_words(table: pd.DataFrame, text: str) -> str:
@@ -218,7 +240,7 @@ def in_words(table: pd.DataFrame, text: str) -> str:
     """
     ends = []
     for row in table[table["why"] == ""].to_dict("records"):
-        interval = f" [{row['low']:.4g}, {row['high']:.4g}]" if row["high"] > row["low"] else ""
+        interval = f" [{row['low']:.4g}, {row['high']:.4g}]" if row["n"] >= _BAND else ""
         best = f", best at epoch {row['best epoch']}" if row["best epoch"] != "–" else ""
         ends.append(f"{row['kind']}: {row['final']:.4g}{interval} after epoch {row['epochs']} (n = {row['n']}{best})")
     lacking = [f"{row['kind']}: {row['why']}" for row in table[table["why"] != ""].to_dict("records")]

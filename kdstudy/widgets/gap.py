@@ -206,6 +206,7 @@ def _shown(plan: pd.DataFrame, found: Mapping[str, Result], metric: str) -> Show
     figure = matrix(
         said.assign(text=[_cell(row, metric) for row in said.to_dict("records")]),
         around_zero=gain,
+        most=100.0 if name == "%" else math.inf,
         label=name,
         title=f"{text[0].upper()}{text[1:]}, {method}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from kdstudy import plots
 AROUND_ZERO, UPWARDS = "PuOr", "cividis"
 
 
-def matrix(cells: pd.DataFrame, *, around_zero: bool, label: str, title: str) -> Figure:
+def matrix(cells: pd.DataFrame, *, around_zero: bool, label: str, title: str, most: float = math.inf) -> Figure:
     """Draw a map of students' networks by teachers.
 
     Args:
@@ -30,6 +31,7 @@ def matrix(cells: pd.DataFrame, *, around_zero: bool, label: str, title: str) ->
         around_zero: whether the colours diverge from 0.
         label: the unit of the colours.
         title: what the map is.
+        most: the greatest value that there can be, beyond which the colours do not go.
 
     Returns:
         The figure.
@@ -40,7 +42,7 @@ def matrix(cells: pd.DataFrame, *, around_zero: bool, label: str, title: str) ->
     figure, axes = plots.sheet(
         1, width=max(5.0, 3.2 + 1.45 * len(columns)), height=1.55 + 0.2 * lines + 0.8 * len(rows)
     )
-    colours = ScalarMappable(_scale(cells["mean"].dropna(), around_zero), AROUND_ZERO if around_zero else UPWARDS)
+    colours = ScalarMappable(_scale(cells["mean"].dropna(), around_zero, most), AROUND_ZERO if around_zero else UPWARDS)
     for cell in cells.to_dict("records"):
         _cell(axes, columns.index(cell["teacher"]), rows.index(cell["student"]), cell, colours)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="teacher", ylabel="student")
@@ -56,7 +58,7 @@ def matrix(cells: pd.DataFrame, *, around_zero: bool, label: str, title: str) ->
     return figure
 
 
-def _scale(values: pd.Series, around_zero: bool) -> Normalize:
+def _scale(values: pd.Series, around_zero: bool, greatest: float) -> Normalize:
     """Return the range of the colours; around 0 it is at least 1 either way, so that a tenth of a point stays pale."""
     if values.empty:
         return Normalize(0, 1)
@@ -65,7 +67,7 @@ def _scale(values: pd.Series, around_zero: bool) -> Normalize:
         return Normalize(-most, most)
     low, high = float(values.min()), float(values.max())
     room = 0.0 if high > low else max(abs(low), 1e-6) / 2
-    return Normalize(low - room, high + room)
+    return Normalize(low - room, min(high + room, max(high, greatest)))
 
 
 def _cell(axes: Axes, x: int, y: int, cell: Mapping[Any, Any], colours: ScalarMappable) -> None:

@@ -12,17 +12,29 @@ from torch import Tensor
 
 from kdstudy import plots
 from kdstudy.data import Dataset
-from kdstudy.errors import KDStudyError, check_number, printable, unknown
+from kdstudy.errors import KDStudyError, check_number, unknown
 from kdstudy.runs import Run
 from kdstudy.store import Result, Store
-from kdstudy.widgets.answers import Answer, Kept, absent, bars, in_words, listed, named, shortened, table
+from kdstudy.widgets.answers import (
+    MONO,
+    Answer,
+    Kept,
+    absent,
+    bars,
+    in_words,
+    named,
+    numbers,
+    quoted,
+    shortened,
+    table,
+    together,
+)
 from kdstudy.widgets.controls import Choice, Slider
 from kdstudy.widgets.explorer import Explorer
 from kdstudy.widgets.shown import Shown
 from kdstudy.widgets.thumbs import picture, put
 
-# Renard's series R10: each about 10^0.1 times the one before.
-TEMPERATURES = (0.5, 0.63, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.15, 4.0, 5.0, 6.3, 8.0, 10.0, 12.5, 16.0, 20.0)
+TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0)
 MOST = 3  # students; more bars cannot be told apart
 
 
@@ -56,11 +68,12 @@ def soft_labels(
         >>> explorer.controls["label"].values, explorer.controls["temperature"].first
         (('3', '8'), 4.0)
     """
-    taught = listed(students) if students else []
+    taught = together(students) if students else []
     check_number("students: how many", len(taught), low=0, high=MOST, whole=True)
-    runs = listed([teacher, *taught])
-    names = {f"teacher ({shortened(teacher.net.label, 30)})": teacher}
-    names |= {f"student ({shortened(name, 40)})": run for name, run in named(taught).items()}
+    runs = together([teacher, *taught])
+    names = {f"teacher ({teacher.net.label})": teacher}
+    names |= {f"student ({name})": run for name, run in named(taught).items()}
+    colours = dict(zip(names, [plots.TEACHER, *numbers([run.method for run in taught])], strict=True))
     data, kept = teacher.data.load(), Kept()
     rows = _rows(data, classes)
     controls = {
@@ -73,8 +86,10 @@ def soft_labels(
         there, of_class = {name: found[run.key] for name, run in names.items() if run.key in found}, rows[label]
         number = min(image, len(of_class))
         row = int(of_class[number - 1])
-        answers = [Answer(name, kept.logits(result, "test")[row]) for name, result in there.items()]
-        last = f" Of class {printable(label)} there are {number} test images: the last is shown."
+        if not there:
+            return Shown(f"Nothing is known of these images yet.{absent(names, found)}")
+        answers = [Answer(name, kept.logits(result, "test")[row], colours[name]) for name, result in there.items()]
+        last = f" Of class {quoted(label)} there are {number} test images: the last is shown."
         note = absent(names, found) + last * (number < image)
         return _shown(data, row, number, answers, temperature, note)
 
@@ -98,7 +113,7 @@ def _rows(data: Dataset, classes: Sequence[str] | None) -> dict[str, Tensor]:
 def _shown(data: Dataset, row: int, number: int, answers: Sequence[Answer], temperature: float, note: str) -> Shown:
     label = int(data.test.labels[row])
     caption = (
-        f"Left: test image {number} of class {printable(data.classes[label])}. Right: probabilities of its classes at "
+        f"Left: test image {number} of class {quoted(data.classes[label])}. Right: probabilities of its classes at "
         f"temperature T = {temperature:g}, in the order of the logits of the {answers[0].name}. One image, no interval."
     )
     return Shown(
@@ -117,11 +132,13 @@ def _drawn(data: Dataset, row: int, number: int, answers: Sequence[Answer], temp
     put(left, 0.1, below + high - 2.1, 2.1, 2.1)
     put(right, 4.45, below, 4.25, high)
     picture(left, data.test.images[row : row + 1][0])
-    left.set_title(f"{shortened(data.classes[label], 18)}\ntest image {number}")
+    left.set_title(f"{shortened(data.classes[label], 18)}\ntest image {number}", family=MONO)
     bars(right, answers, data.classes, label, temperature)
     right.set_title(f"softmax(z / T) at T = {temperature:g}")
     handles, names = right.get_legend_handles_labels()
-    drawn.legend(handles, [textwrap.fill(name, 26) for name in names], loc="lower left", fontsize="small")
+    drawn.legend(
+        handles, [textwrap.fill(shortened(name, 60), 26) for name in names], loc="lower left", fontsize="small"
+    )
     return drawn
 
 
@@ -129,7 +146,7 @@ def _said(answer: Answer, data: Dataset, label: int, temperature: float) -> str:
     """Return what a network says, in words."""
     bits = torch.special.entr(answer.shares(temperature)).sum().item() / math.log(2)
     return (
-        f"The {answer.name} takes this {printable(data.classes[label])} for "
+        f"The {answer.name} takes this {quoted(data.classes[label])} for "
         f"{in_words(answer, data.classes, temperature)} at T = {temperature:g} "
         f"({'right' if answer.order[0] == label else 'wrong'}); "
         f"entropy {bits:.2f} of {math.log2(data.num_classes):.2f} bits."

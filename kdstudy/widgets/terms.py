@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 import pandas as pd
 
+from kdstudy.claims import unit
 from kdstudy.errors import KDStudyError, shown, unknown
 
 _TERM = re.compile(r"([^<>=]*)(<=|>=|<|>|=)(.*)")
@@ -78,6 +79,10 @@ def _holds(table: pd.DataFrame, term: str, name: str, sign: str, value: str) -> 
     """Return for which rows a term holds."""
     column = _column(table, name.strip(), term)
     number = _number(value)
+    if number is not None and number > 1 and unit(name.strip())[0] == 100:
+        raise KDStudyError(
+            f"filter {shown(term)}: {name.strip()} is a share: {number:g} % is {number / 100:g}, or write {term}%"
+        )
     numbers = pd.to_numeric(column, errors="coerce")
     if sign != "=":
         if number is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from kdstudy import plots
+from kdstudy.widgets.answers import MONO
 
 COLUMNS, ROWS = 4, 3
 _GAP, _TITLE = 0.12, 0.42  # in widths of an image
@@ -49,8 +51,8 @@ def thumbnails(axes: Axes, images: Tensor, titles: Sequence[str], marked: Sequen
     for number, image in enumerate(images):
         x, y = number % COLUMNS * (1 + _GAP), -(number // COLUMNS) * step
         picture(axes, image, (x, x + 1, y - tall, y))
-        weight = "bold" if marked[number] else "normal"
-        axes.text(x + 0.5, y + 0.05, titles[number], ha="center", va="bottom", fontsize=8, weight=weight)
+        look: dict[str, Any] = {"fontsize": 8, "weight": "bold" if marked[number] else "normal", "family": MONO}
+        axes.text(x + 0.5, y + 0.05, titles[number], ha="center", va="bottom", **look)
         if number == framed:
             corner = x - 0.03, y - tall - 0.03
             axes.add_patch(Rectangle(corner, 1.06, tall + 0.06, fill=False, linewidth=3, edgecolor=plots.COLOURS[0]))
