@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import kdstudy
 from kdstudy import exercises
 from kdstudy.exercises import Exercise, Number, Verdict
 
@@ -77,9 +78,11 @@ def test_each_mistake_is_recognised_by_its_own_message(name: str, mistake: str) 
     exercise = EXERCISES[name]
     verdict = exercise.check(exercise.wrong[mistake])
     assert not verdict.right
-    assert verdict.text.startswith(f"Not yet: {mistake}: for ")
-    assert ", wanted " in verdict.text
-    assert "\n" not in verdict.text
+    assert verdict.text == f"Not yet: {mistake}."
+    assert verdict.detail.startswith(f"For {next(iter(exercise.cases[0]))} = ")
+    assert ", wanted " in verdict.detail
+    assert "\n" not in verdict.detail
+    assert len(verdict.detail) < 400
 
 
 @pytest.mark.parametrize(
@@ -108,17 +111,63 @@ def test_each_mistake_is_recognised_by_its_own_message(name: str, mistake: str) 
                 (1 - a) * F.cross_entropy(s, y)
                 + a * tau**2 * F.kl_div((s / tau).log_softmax(1), (t / tau).softmax(1), reduction="none").mean()
             ),
-            "mean over the classes as well",
+            "averaged over the classes as well",
         ),
         (
             exercises.AGREEMENT,
             lambda s, t: sum(a == b for a, b in zip(s.argmax(1), t.argmax(1), strict=True)),
             "a count",
         ),
+        (exercises.AGREEMENT, lambda s, t: s.argmax(1) == t.argmax(1), "the mean of these numbers is wanted"),
+        (exercises.AGREEMENT, lambda s, t: 100 * agreement(s, t), "in per cent"),
+        (exercises.AGREEMENT, lambda s, t: (s.max(1)[0] == t.max(1)[0]).float().mean(), "it is their places"),
+        (
+            exercises.DISTILLATION_LOSS,
+            lambda s, t, y, tau, a: (
+                (1 - a) * F.cross_entropy(s, y, reduction="none")
+                + a * tau**2 * F.kl_div((s / tau).log_softmax(1), (t / tau).softmax(1), reduction="none").sum(1)
+            ),
+            "the mean of these numbers is wanted",
+        ),
+        (
+            exercises.DISTILLATION_LOSS,
+            lambda s, t, y, tau, a: (1 - a) * F.cross_entropy(s, y) + a * tau**2 * kdstudy.losses.kd(s, t, tau),
+            "T² stands there twice",
+        ),
+        (
+            exercises.DISTILLATION_LOSS,
+            lambda s, t, y, tau, a: (
+                loss_by_torch(s, t, y, tau, a)
+                + (1 - a) * (F.nll_loss(s.softmax(1).log_softmax(1), y) - F.cross_entropy(s, y))
+            ),
+            "is given probabilities",
+        ),
+        (
+            exercises.SOFTEN,
+            lambda z, tau: torch.exp(z / tau) / torch.exp(z / tau).sum(),
+            "by the sum over the whole batch",
+        ),
+        (exercises.SOFTEN, lambda z, tau: z / tau, "a softmax makes probabilities of them"),
     ],
 )
 def test_a_mistake_made_in_other_words_is_the_same(exercise: Exercise, answer: Any, mistake: str) -> None:
-    assert mistake in exercise.check(answer).text.partition(": for")[0]
+    assert mistake in exercise.check(answer).text
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer", "error", "hint"),
+    [
+        (exercises.AGREEMENT, lambda s, t: (s.argmax(1) == t.argmax(1)).mean(), "NotImplementedError", ".float()"),
+        (exercises.AGREEMENT, lambda s, t: s.max(1) == t.max(1), "RuntimeError", "argmax(1)"),
+        (exercises.SOFTEN, lambda z, tau: (z / tau).exp() / (z / tau).exp().sum(1), "RuntimeError", "keepdim=True"),
+        (exercises.SOFTEN, lambda z, tau: torch.softmax(z / tau), "TypeError", "softmax(1)"),
+    ],
+)
+def test_an_error_is_told_with_what_helps_against_it(exercise: Exercise, answer: Any, error: str, hint: str) -> None:
+    verdict = exercise.check(answer)
+    assert verdict.text.startswith(f"Not yet: it raises {error}: ")
+    assert hint in verdict.text
+    assert verdict.detail.startswith("For ")
 
 
 @each_exercise
@@ -138,6 +187,14 @@ def test_an_exercise_left_open_is_no_mistake(exercise: Exercise, answer: object)
 
 def stub(*_: object) -> None:
     raise NotImplementedError
+
+
+def later(*_: object) -> None:
+    raise NotImplementedError("to be written")
+
+
+class Net(torch.nn.Module):
+    """A network without a forward, which torch refuses by a `raise` in its own Python."""
 
 
 def loud(*_: object) -> None:
@@ -197,6 +254,13 @@ def test_a_number_that_is_none_is_shown(exercise: Exercise) -> None:
 @each_exercise
 def test_a_stub_that_says_so_is_no_mistake(exercise: Exercise) -> None:
     assert exercise.check(stub).text == f"Not answered yet: {exercise.task}"
+    assert exercise.check(later).text == f"Not answered yet: {exercise.task}"
+
+
+@each_exercise
+@pytest.mark.parametrize("answer", [lambda *_: torch.tensor([True]).mean(), lambda *_: Net()(1)], ids=["C++", "Python"])
+def test_what_torch_has_not_implemented_is_no_stub(exercise: Exercise, answer: Any) -> None:
+    assert exercise.check(answer).text.startswith("Not yet: it raises NotImplementedError: ")
 
 
 @each_exercise
@@ -214,8 +278,9 @@ def test_an_answer_cannot_change_the_inputs(exercise: Exercise) -> None:
 
 def test_what_is_wrong_in_its_own_way_is_shown_with_its_numbers() -> None:
     verdict = exercises.AGREEMENT.check(lambda s, t: 0.25)
-    assert verdict.text.endswith("it returns 0.25, wanted 0.75.")
-    assert "student = [[2, 0, 1], " in verdict.text
+    assert verdict.text == "Not yet: it returns 0.25, wanted 0.75."
+    assert verdict.detail.startswith("For student = [[2, 0, 1], ")
+    assert repr(verdict) == f"{verdict.text}\n{verdict.detail}"
 
 
 def test_a_missing_return_is_named() -> None:
@@ -255,8 +320,10 @@ def test_the_answers_of_the_questions_are_true() -> None:
     assert exercises.GRADIENT.check(sizes[1] / sizes[0]).right
 
 
-def test_a_verdict_is_one_line_in_which_nothing_is_markup() -> None:
+def test_in_a_verdict_nothing_is_markup() -> None:
     page = exercises.SOFTEN.check(lambda *_: "<script>alert(1)</script>")._repr_html_()
     assert "<script" not in page
+    assert "<script" not in Verdict(False, "", "<script>")._repr_html_()
+    assert "<br><small>For logits " in page
     assert page.startswith("<p><strong>Not yet:</strong> ")
     assert repr(Verdict(True, "Right: 4.")) == "Right: 4."

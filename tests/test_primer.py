@@ -75,6 +75,41 @@ def test_guesses_stand_beside_what_was_measured(walked: Any) -> None:
     assert "these verdicts mean nothing" in said
 
 
+@pytest.mark.parametrize(
+    ("guess", "unit", "said"),
+    [
+        (None, "%", "**14.4 %** (no guess yet)"),
+        (0.3, "%", "**14.4 %** (you guessed 0.3 %? percentages go to 100)"),
+        (1, "%", "**14.4 %** (you guessed 1)"),
+        (0.3, "points", "**14.4 points** (you guessed 0.3)"),
+    ],
+)
+def test_a_share_guessed_for_a_percentage_is_taken_and_asked_about(
+    walked: Any, guess: object, unit: str, said: str
+) -> None:
+    names, _, _ = walked
+    assert names["beside"](guess, 14.43, unit) == said
+
+
+def test_what_the_ends_of_the_temperature_do_is_said(walked: Any) -> None:
+    names, _, said = walked
+    z = names["z_test"].double().numpy()
+    for temperature in (0.5, 20):
+        p = np.exp(z / temperature) / np.exp(z / temperature).sum(1, keepdims=True)
+        assert f"{p.max(1).mean():.1%} at T = {temperature:g}" in said
+    slider = names["widgets"].soft_labels(names["teacher_run"]).controls["temperature"]
+    assert {slider.values[0], slider.values[-1]} == {0.5, 20}
+
+
+def test_the_losses_that_are_told_are_those_of_the_last_epoch(walked: Any) -> None:
+    names, _, said = walked
+    for kind, runs in names["finished"].items():
+        last = [run.result().history.iloc[-1] for run in runs]
+        terms = [sum(row[name] for name in row.index if name.startswith("loss_")) for row in last]
+        assert names["lost"][kind] == pytest.approx(terms)
+        assert re.search(rf"{kind} {np.mean(terms):.2f}", said)
+
+
 def test_the_loss_by_hand_is_the_sum_that_its_formula_says(walked: Any) -> None:
     names, _, _ = walked
     total = 0.0

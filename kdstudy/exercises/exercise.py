@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,17 +15,19 @@ from torch import Tensor
 from kdstudy.errors import cut, printable, shown
 from kdstudy.pages import literal
 
-_SHOWN = 90  # characters of a tensor in a verdict
+_SHOWN = 60  # characters of a tensor in a verdict
+_OUR_FRAMES = 2  # of a traceback, before those of the answer: check and _call
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-5  # how near an answer has to be: half precision is not a mistake
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says of an answer; a notebook shows it as one line.
+    """What a check says of an answer; a notebook shows each text as one line.
 
     Attributes:
         right: whether the answer is right.
         text: why, in one line.
+        detail: on which input, and what was returned.
 
     Example:
         >>> Verdict(False, "Not yet: T multiplies the logits.")
@@ -32,21 +36,23 @@ class Verdict:
 
     right: bool
     text: str
+    detail: str = ""
 
     def __repr__(self) -> str:
-        return self.text
+        return f"{self.text}\n{self.detail}".strip()
 
     def _repr_html_(self) -> str:
         verdict, colon, why = self.text.partition(":")
-        return f"<p><strong>{literal(verdict)}{colon}</strong>{literal(why) and ' ' + literal(why)}</p>"
+        below = f"<br><small>{literal(self.detail)}</small>" if self.detail else ""
+        return f"<p><strong>{literal(verdict)}{colon}</strong>{literal(why) and ' ' + literal(why)}{below}</p>"
 
 
 def _unanswered(task: str, why: str = "") -> Verdict:
     return Verdict(False, f"Not answered yet: {task}{why}")
 
 
-def _wrong(why: str) -> Verdict:
-    return Verdict(False, f"Not yet: {printable(' '.join(why.split()))}")
+def _wrong(why: str, detail: str = "") -> Verdict:
+    return Verdict(False, f"Not yet: {printable(' '.join(why.split()))}", printable(detail))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +64,14 @@ class Exercise:
         right: the reference.
         wrong: the functions of the known mistakes by what is said of each.
         cases: the inputs by their names, which are given by position.
+        hints: what is said to an error by a part of its message.
 
     Example:
         >>> said = "It is halved, not doubled"
         >>> double = Exercise("Return 2x.", lambda x: 2 * x, {said: lambda x: x / 2}, ({"x": 1.0}, {"x": 4.0}))
         >>> double.check(lambda x: x / 2)
-        Not yet: It is halved, not doubled: for x = 1 it returns 0.5, wanted 2.
+        Not yet: It is halved, not doubled.
+        For x = 1 it returns 0.5, wanted 2.
         >>> double.check(lambda x: x + x).right
         True
     """
@@ -72,12 +80,14 @@ class Exercise:
     right: Callable[..., Any]
     wrong: Mapping[str, Callable[..., Any]] = field(repr=False)
     cases: Sequence[Mapping[str, Any]] = field(repr=False)
+    hints: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def check(self, answer: object) -> Verdict:
         """Return what there is to say of an answer, whatever it does.
 
         Args:
-            answer: the function; None, `...`, or a function that returns one of these is no answer yet.
+            answer: the function; None, `...`, or a function that returns one of these or that itself raises
+                `NotImplementedError` is no answer yet.
 
         Returns:
             The verdict: right, a known mistake by its name, or the first input on which it goes wrong.
@@ -94,10 +104,8 @@ class Exercise:
         for case in self.cases:
             try:
                 given.append(_call(answer, case))
-            except NotImplementedError:
-                return _unanswered(self.task)
             except (Exception, SystemExit) as error:
-                return _wrong(f"{_input(case)} it raises {type(error).__name__}: {cut(error)}")
+                return _unanswered(self.task) if _left_open(error) else self._raised(error, case)
         if all(each is None or each is ... for each in given):
             why = " (The function returns None: is a return missing?)" if given[0] is None else ""
             return _unanswered(self.task, why)
@@ -109,12 +117,24 @@ class Exercise:
         if not off:
             return Verdict(True, f"Right: it returns what it should on all {len(self.cases)} inputs.")
         first = off[0]
-        found = _differs(given[first], numbers[first], wanted[first])
-        said = f"{_input(self.cases[first])} it returns {found}"
+        found = f"it returns {_differs(given[first], numbers[first], wanted[first])}."
+        where = _input(self.cases[first])
+        mistake = self._mistake(numbers, wanted)
+        return _wrong(f"{mistake}.", f"For {where} {found}") if mistake else _wrong(found, f"For {where}.")
+
+    def _mistake(self, numbers: list[Tensor | None], wanted: list[Tensor]) -> str | None:
+        """Return the known mistake that makes these numbers, if there is one."""
+        if all(map(_equal, map(_averaged, numbers), wanted)):
+            return "This is right for each sample alone: the mean of these numbers is wanted"
         for mistake, function in self.wrong.items():
             if all(_equal(n, _wanted(function, case)) for n, case in zip(numbers, self.cases, strict=True)):
-                return _wrong(f"{mistake}: {said}.")
-        return _wrong(f"{said}.")
+                return mistake
+        return None
+
+    def _raised(self, error: BaseException, case: Mapping[str, Any]) -> Verdict:
+        message = str(error)
+        hint = next((f" ({hint}.)" for part, hint in self.hints.items() if part in message), "")
+        return _wrong(f"it raises {type(error).__name__}: {cut(message)}{hint}", f"For {_input(case)}.")
 
 
 @dataclass(frozen=True)
@@ -170,6 +190,19 @@ def _call(function: Callable[..., Any], case: Mapping[str, Any]) -> Any:
     return function(*(each.clone() if isinstance(each, Tensor) else each for each in case.values()))
 
 
+def _left_open(error: BaseException) -> bool:
+    """Return whether an answer says by a `raise` of its own that it is not written: torch raises the same error."""
+    last: TracebackType | None = error.__traceback__
+    if not isinstance(error, NotImplementedError) or last is None:
+        return False
+    files = [last.tb_frame.f_code.co_filename]
+    while last.tb_next is not None:
+        last = last.tb_next
+        files.append(last.tb_frame.f_code.co_filename)
+    raised = dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return raised and len(files) > _OUR_FRAMES and files[-1] == files[_OUR_FRAMES]
+
+
 def _wanted(function: Callable[..., Any], case: Mapping[str, Any]) -> Tensor:
     return torch.as_tensor(_call(function, case)).detach().double()
 
@@ -191,6 +224,11 @@ def _equal(one: Tensor | None, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True)
 
 
+def _averaged(numbers: Tensor | None) -> Tensor | None:
+    """Return the mean of numbers that are one a sample, or None."""
+    return numbers.mean() if numbers is not None and numbers.ndim == 1 and len(numbers) else None
+
+
 def _differs(given: Any, numbers: Tensor | None, wanted: Tensor) -> str:
     """Return what was returned and what was wanted, of whichever kind they differ in."""
     shape = f"shape {tuple(wanted.shape)}" if wanted.ndim else "a single number"
@@ -205,7 +243,7 @@ def _differs(given: Any, numbers: Tensor | None, wanted: Tensor) -> str:
 
 
 def _input(case: Mapping[str, Any]) -> str:
-    return "for " + ", ".join(f"{name} = {_text(value)}" for name, value in case.items())
+    return ", ".join(f"{name} = {_text(value)}" for name, value in case.items())
 
 
 def _text(value: Any) -> str:

@@ -33,12 +33,22 @@ SOFTEN = Exercise(
         ).softmax(1),
         "These are log-probabilities": lambda z, tau: (z / tau).log_softmax(1),
         "They are not divided by their sum": lambda z, tau: (z / tau).exp(),
+        "They are divided by the sum over the whole batch: each row should sum to 1": lambda z, tau: (
+            (z / tau).exp() / (z / tau).exp().sum()
+        ),
+        "These are the logits divided by the temperature: a softmax makes probabilities of them": lambda z, tau: (
+            z / tau
+        ),
     },
     (
         {"logits": torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0]]), "temperature": 4.0},
         {"logits": torch.tensor([[1.0, -2.0, 0.0, 4.0]]), "temperature": 0.5},
         {"logits": torch.tensor([[3.0, 1.0], [-1.0, 2.0], [0.0, 0.5]]), "temperature": 1.0},
     ),
+    hints={
+        "must match the size": "A sum over the classes that is to divide needs sum(1, keepdim=True): one column",
+        '"dim"': "The softmax has to know over what: softmax(1) runs over the classes of each row",
+    },
 )
 
 
@@ -66,11 +76,14 @@ DISTILLATION_LOSS = Exercise(
     _loss,
     {
         "The factor T² is missing": _with(lambda s, t, tau: _kl(s / tau, t / tau)),
+        "T² stands there twice: kdstudy.losses.kd has multiplied by it already": _with(
+            lambda s, t, tau: tau**2 * losses.kd(s, t, tau)
+        ),
         "T stands there instead of T²": _with(lambda s, t, tau: tau * _kl(s / tau, t / tau)),
-        "The divergence runs the wrong way: it is KL(teacher ‖ student), and kl_div wants the student first": _with(
+        "The divergence runs the wrong way: it is weighted by the teacher's probabilities, not the student's": _with(
             lambda s, t, tau: tau**2 * _kl(t / tau, s / tau)
         ),
-        'The divergence is a mean over the classes as well: reduction="batchmean" sums over them': _with(
+        "The divergence is averaged over the classes as well: it is summed over them, averaged over the samples": _with(
             lambda s, t, tau: tau**2 * _kl(s / tau, t / tau) / s.shape[1]
         ),
         "The divergence is summed over the samples, where a mean is wanted": _with(
@@ -87,10 +100,13 @@ DISTILLATION_LOSS = Exercise(
         "The cross-entropy with the labels is softened, too: it is meant at T = 1": _with(
             losses.kd, lambda s, y, tau: F.cross_entropy(s / tau, y)
         ),
+        "The cross-entropy is given probabilities: it wants the logits, and does the softmax itself": _with(
+            losses.kd, lambda s, y, tau: F.cross_entropy(s.softmax(1), y)
+        ),
         "The teacher is not softened, the student is": _with(lambda s, t, tau: tau**2 * _kl(s / tau, t)),
         "The student is not softened, the teacher is": _with(lambda s, t, tau: tau**2 * _kl(s, t / tau)),
         "Neither network is softened": _with(lambda s, t, tau: tau**2 * _kl(s, t)),
-        "kl_div wants the student's log-probabilities, and was given probabilities": _with(
+        "The student's probabilities stand where their logarithms are wanted": _with(
             lambda s, t, tau: tau**2 * F.kl_div(_soft(s, tau), _soft(t, tau), reduction="batchmean")
         ),
         "It is the cross-entropy with the teacher: of equal gradient, but larger than KL by the teacher's entropy": (
@@ -137,9 +153,7 @@ AGREEMENT = Exercise(
         "This is how far the probabilities overlap, not how often both name the same class": lambda s, t: (
             torch.minimum(s.softmax(1), t.softmax(1)).sum(1).mean()
         ),
-        "This says for each sample whether they agree: the mean of that is wanted": lambda s, t: (
-            s.argmax(1) == t.argmax(1)
-        ),
+        "This is in per cent: a share goes from 0 to 1": lambda s, t: 100 * metrics.agreement(s, t),
     },
     (
         {
@@ -151,6 +165,10 @@ AGREEMENT = Exercise(
             "teacher": torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 1.0]]),
         },
     ),
+    hints={
+        "could not infer output dtype": "True and False have no mean: .float() before .mean() makes 1 and 0 of them",
+        "Boolean value of Tensor": "max(1) gives the numbers and their places: argmax(1) gives the places alone",
+    },
 )
 
 SOFTER = Number(

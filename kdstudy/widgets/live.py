@@ -217,8 +217,8 @@ class Live:
         teachers = {name for name, members in names.items() if not any(run.key in asked for run in members)}
         figure, said = learning(curves, max(run.recipe.last_epoch for run in self.runs), teachers)
         caption = (
-            "Left: accuracy on validation images, which nobody is trained on, after each epoch. Right: the loss that is "
-            "minimised, all terms. One line a run, one colour a kind; black: those that were only needed as teachers."
+            "Left: accuracy on validation images, which nobody is trained on, after each epoch. Right: the loss that "
+            "is minimised, all terms. One line a run, one colour a kind; black: those that were only needed as teachers."
         )
         return Shown(said, figure, pd.DataFrame(rows), caption if teachers else caption.partition("; black")[0] + ".")
 
