@@ -218,9 +218,10 @@ class Live:
         figure, said = learning(curves, max(run.recipe.last_epoch for run in self.runs), teachers)
         caption = (
             "Left: accuracy on validation images, which nobody is trained on, after each epoch. Right: the loss that "
-            "is minimised, all terms. One line a run, one colour a kind; black: those that were only needed as teachers."
+            "is minimised, all terms. One line a run, one colour a kind."
         )
-        return Shown(said, figure, pd.DataFrame(rows), caption if teachers else caption.partition("; black")[0] + ".")
+        caption += " Black: those that are needed as teachers." if teachers else ""
+        return Shown(said, figure, pd.DataFrame(rows), caption)
 
     def _row(self, name: str, run: Run) -> dict[str, Any]:
         records = self.records[run.key]
