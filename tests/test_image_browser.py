@@ -157,7 +157,7 @@ def test_the_figure_has_the_images_their_titles_and_the_framed_ones_bars(store: 
     log_s, log_t = (log_softmax(store, run, "test")[16] for run in (STUDENT, TEACHER))
     order = np.argsort(-log_s)
     assert np.allclose(widths, [100 * np.exp(log_s)[order], 100 * np.exp(log_t)[order]], atol=1e-3)
-    assert [to_hex(bars[0].get_facecolor()) for bars in right.containers] == ["#0072b2", "#000000"]
+    assert [to_hex(bars[0].get_facecolor()) for bars in right.containers] == ["#d55e00", "#000000"]
 
 
 def test_it_says_what_it_shows_in_words(store: Store) -> None:

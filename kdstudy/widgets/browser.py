@@ -23,6 +23,7 @@ from kdstudy.widgets.answers import (
     bars,
     in_words,
     named,
+    numbers,
     quoted,
     same_images,
     shortened,
@@ -137,6 +138,7 @@ class _Browser:
                 own.logits(split),
                 average_logits(theirs, run.average) if theirs else None,
                 own.predictions() if split == "train" else None,
+                *numbers([run.method]),
             )
 
         return self.kept.get((written(own), split, *map(written, taught)), make), lack
@@ -169,7 +171,7 @@ def _page(
 
 def _answers(judged: Judged, row: int) -> list[Answer]:
     """Return what the run and its teacher, if it is known, say of an image."""
-    answers = [Answer("run" if judged.teacher is None else "student", judged.logits[row])]
+    answers = [Answer("run" if judged.teacher is None else "student", judged.logits[row], judged.number)]
     return answers if judged.teacher is None else [*answers, Answer("teacher", judged.teacher[row], plots.TEACHER)]
 
 

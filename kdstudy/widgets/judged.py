@@ -59,12 +59,14 @@ class Judged:
         logits: the run's (N, C).
         teacher: its teacher's (N, C), if there are any.
         predicted: the class predicted in each epoch (epochs, N), if it was noted.
+        number: of the run's colour.
     """
 
     split: Split
     logits: Tensor
     teacher: Tensor | None = None
     predicted: Tensor | None = None
+    number: int = 0
 
     @cached_property
     def labels(self) -> Tensor:

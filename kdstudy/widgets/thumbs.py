@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from kdstudy import plots
 from kdstudy.widgets.answers import MONO
 
 COLUMNS, ROWS = 4, 3
@@ -55,5 +54,5 @@ def thumbnails(axes: Axes, images: Tensor, titles: Sequence[str], marked: Sequen
         axes.text(x + 0.5, y + 0.05, titles[number], ha="center", va="bottom", **look)
         if number == framed:
             corner = x - 0.03, y - tall - 0.03
-            axes.add_patch(Rectangle(corner, 1.06, tall + 0.06, fill=False, linewidth=3, edgecolor=plots.COLOURS[0]))
+            axes.add_patch(Rectangle(corner, 1.06, tall + 0.06, fill=False, linewidth=3, edgecolor="0.15"))
     axes.set(xlim=(-0.06, COLUMNS * (1 + _GAP) - _GAP + 0.06), ylim=(-(ROWS - 1) * step - tall - 0.06, _TITLE))
