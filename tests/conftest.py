@@ -18,8 +18,10 @@ matplotlib.use("Agg")  # here, not for the kernels of notebooks, which choose fo
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the whole session, doctests and the processes it starts included, out of the user's folders."""
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and all that it starts
+    for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)  # ignored by what a shell or nohup starts in the background
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     folder = tempfile.TemporaryDirectory(prefix="kdstudy-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ.pop("KDSTUDY_ENGINE", None)
