@@ -322,6 +322,17 @@ def test_without_a_result_nothing_is_finished(monkeypatch: pytest.MonkeyPatch) -
     assert "its training ended without a result" in live.status
 
 
+def test_a_thread_that_cannot_go_on_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = Live([RUN])
+    words = live.widget.children[0].children[1]
+    assert "1 of 1 runs to train" in words.value
+    monkeypatch.setattr("kdstudy.widgets.live.LOOK", 0.0)
+    monkeypatch.setattr(live, "look", lambda: 1 / 0)
+    assert live._panel is not None
+    live._panel._follow()
+    assert "ZeroDivisionError" in words.value
+
+
 def test_what_another_process_trains_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     live = Live([RUN])
     live._hear(Event(RUN, waits=True))

@@ -18,6 +18,7 @@ from kdstudy.engines import Event, in_words, side_by_side, workers
 from kdstudy.errors import KDStudyError
 from kdstudy.runs import Run
 from kdstudy.store import Store
+from kdstudy.stored import DamagedError
 from kdstudy.study import in_order, study
 from kdstudy.widgets.drawing import learning
 from kdstudy.widgets.kinds import kinds, listed
@@ -304,21 +305,24 @@ class _Panel:
     def _follow(self) -> None:
         """Show how far it is until all is trained, by whomever: in a thread, so while a cell is executed, too."""
         drawn, due = None, 0.0
-        while self.live.state != "finished":
-            if self.live._over.wait(TICK):
-                time.sleep(LOOK)
-                self._look()
-            known = sum(map(len, self.live.records.values())), self.live.state
-            if known != drawn and time.monotonic() >= due:
-                self.draw()
-                drawn, due = known, time.monotonic() + REDRAW
-            elif self.live.busy:
-                self.say()
-        self.draw()
+        try:
+            while self.live.state != "finished":
+                if self.live._over.wait(TICK):
+                    time.sleep(LOOK)
+                    self._look()
+                known = sum(map(len, self.live.records.values())), self.live.state
+                if known != drawn and time.monotonic() >= due:
+                    self.draw()
+                    drawn, due = known, time.monotonic() + REDRAW
+                elif self.live.busy:
+                    self.say()
+            self.draw()
+        except Exception as error:  # nobody sees what a thread raises
+            self.words.value = alert(error)
 
     def _look(self) -> None:
         """Look for what others have trained, unless the store cannot be read at this moment."""
-        with suppress(KDStudyError, OSError):
+        with suppress(DamagedError, OSError):
             self.live.look()
 
     def say(self) -> None:
