@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 
 from kdstudy.claims import Verdicts, t_interval, unit
 from kdstudy.pages import literal
@@ -75,7 +76,7 @@ def show(drawn: Figure, summary: str, caption: str = "") -> None:
     """
     from IPython.display import display
 
-    png = encoded(drawn, bbox_inches="tight")
+    png = _small(encoded(drawn, bbox_inches="tight"))
     plt.close(drawn)
     display(Picture(png, summary, caption))
 
@@ -94,6 +95,14 @@ def encoded(drawn: Figure, **options: Any) -> bytes:
     out = io.BytesIO()
     with _DRAWING:
         drawn.savefig(out, format="png", **options)
+    return out.getvalue()
+
+
+def _small(png: bytes) -> bytes:
+    """Return the same image in as few bytes as it takes without loss: a notebook keeps each figure twice."""
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:  # matplotlib adds a channel for transparency, which no figure uses
+        image.convert("RGB").save(out, "png", optimize=True, dpi=image.info["dpi"])
     return out.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 import re
 from html.parser import HTMLParser
@@ -17,12 +18,13 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from matplotlib.colors import to_rgb
+from PIL import Image
 from scipy import stats
 
 from kdstudy import pages, plots
 from kdstudy.claims import Claim, Verdicts
 from kdstudy.data import Data
-from kdstudy.pictures import Picture
+from kdstudy.pictures import Picture, encoded
 
 NAMES = ['<img src=x onerror="alert(1)">', "$x^2$ | *bold*", "a\nb", "'\"&amp;"]
 
@@ -68,6 +70,19 @@ def test_a_figure_is_shown_once_with_its_words(make: Any) -> None:
     assert base64.b64decode(output.data["image/png"]) == png
     assert page.text == "Test accuracy. kd 70.0 %."
     assert output.data["text/plain"] == "Test accuracy. kd 70.0 %."
+
+
+def test_a_figure_is_kept_small_and_whole() -> None:
+    drawn, axes = plots.figure()
+    axes.imshow(np.random.default_rng(0).random((8, 8)))
+    raw = encoded(drawn, bbox_inches="tight")
+    (output,) = outputs(drawn, "Noise.")
+    small = base64.b64decode(output.data["image/png"])
+    with Image.open(io.BytesIO(raw)) as before, Image.open(io.BytesIO(small)) as after:
+        assert after.info["dpi"] == before.info["dpi"]
+        assert np.array_equal(np.asarray(before)[..., :3], np.asarray(after))
+        assert np.asarray(before)[..., 3].min() == 255, "what is transparent would be lost"
+    assert len(small) < len(raw)
 
 
 @pytest.mark.parametrize("name", NAMES)
