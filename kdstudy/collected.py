@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
+import nbformat
 import pandas as pd
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from kdstudy.errors import KDStudyError
 from kdstudy.places import write_atomically
@@ -94,19 +99,21 @@ def _write(file: Path, leading: Sequence[str], rows: Sequence[tuple[Row, Row]], 
     write_atomically(file, lambda partial: table.reindex(columns=columns).to_csv(partial, index=False))
 
 
-def keep(report: Path, into: Path) -> list[Path]:
-    """Write a report's runs and claims as two small CSV files that say where they come from.
+def keep(report: Path, into: Path, figures: Mapping[str, str] | None = None) -> list[Path]:
+    """Write a report's runs, its claims and some of its figures as small files that say where they come from.
 
     Args:
         report: the folder of a finished report.
         into: the folder of results, such as `data/results`.
+        figures: which figures are kept: what each is called, and how the summary beneath it begins.
 
     Returns:
-        The files: STUDY_SCALE.csv and STUDY_SCALE_claims.csv. Lines that begin with # say the command, the
-        versions, the machine and the date; numbers have five significant digits.
+        The files: STUDY_SCALE.csv, STUDY_SCALE_claims.csv and STUDY_SCALE_NAME.png for each figure. Lines that begin
+        with #, and the figures' "Source", say the command, the date, the machine and the versions; numbers have five
+        significant digits.
 
     Raises:
-        KDStudyError: if there is no finished report.
+        KDStudyError: if there is no finished report, or not one figure whose summary begins so.
     """
     try:
         manifest = json.loads((report / "manifest.json").read_text())
@@ -115,16 +122,39 @@ def keep(report: Path, into: Path) -> list[Path]:
         raise KDStudyError(f"{report}: holds no report of runs ({Path(str(error.filename)).name} is missing)") from None
     if manifest["outcome"] != "finished":
         raise KDStudyError(f"{report}: has not finished ({manifest['error']})")
-    name = f"{manifest['study']}_{manifest['scale']}"
+    name, origin = f"{manifest['study']}_{manifest['scale']}", _origin(manifest)
     tables = {
         name: table.dropna(axis="columns", how="all"),
         f"{name}_claims": pd.DataFrame(map(_flat, manifest["claims"])),
     }
-    origin = "".join(f"# {line}\n" for line in _origin(manifest))
-    for stem, kept in tables.items():
-        text = origin + kept.to_csv(index=False, float_format=f"%.{NUMBERS}g")
-        write_atomically(into / f"{stem}.csv", functools.partial(Path.write_text, data=text))
-    return [into / f"{stem}.csv" for stem in tables]
+    heading = "".join(f"# {line}\n" for line in origin)
+    files = {
+        f"{stem}.csv": (heading + kept.to_csv(index=False, float_format=f"%.{NUMBERS}g")).encode()
+        for stem, kept in tables.items()
+    }
+    files |= {f"{name}_{part}.png": png for part, png in _figures(report, figures or {}, "\n".join(origin)).items()}
+    for file, kept in files.items():
+        write_atomically(into / file, functools.partial(Path.write_bytes, data=kept))
+    return [into / file for file in files]
+
+
+def _figures(report: Path, wanted: Mapping[str, str], origin: str) -> dict[str, bytes]:
+    """Return the figures of a report whose summaries begin as wanted, with their origin in them."""
+    if not wanted:
+        return {}
+    cells = [cell for file in report.glob("*.ipynb") for cell in nbformat.read(file, 4).cells]
+    outputs = [each for cell in cells for each in cell.get("outputs", []) if "image/png" in each.get("data", {})]
+    found = {}
+    for name, words in wanted.items():
+        fitting = [each for each in outputs if each.metadata.get("image/png", {}).get("alt", "").startswith(words)]
+        if len(fitting) != 1:
+            raise KDStudyError(f"figures: {len(fitting)} of {len(outputs)} have a summary that begins {words!r}, not 1")
+        said, out = PngInfo(), io.BytesIO()
+        said.add_text("Source", origin)
+        with Image.open(io.BytesIO(base64.b64decode(fitting[0].data["image/png"]))) as image:
+            image.save(out, "png", optimize=True, dpi=image.info.get("dpi"), pnginfo=said)
+        found[name] = out.getvalue()
+    return found
 
 
 def _origin(manifest: Row) -> list[str]:

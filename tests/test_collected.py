@@ -1,10 +1,14 @@
 """All reports of a study as two tables: what stands in them, and that a broken report harms no other."""
 
+import base64
+import io
 import json
 import math
 
+import nbformat
 import pandas as pd
 import pytest
+from PIL import Image
 
 from kdstudy.collected import collect, keep
 from kdstudy.errors import KDStudyError
@@ -174,4 +178,38 @@ def test_only_a_finished_report_is_kept(tmp_path):
     report = finished(tmp_path, outcome="failed", error="too hot")
     with pytest.raises(KDStudyError, match="report: has not finished \\(too hot\\)"):
         keep(report, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def with_figures(report, *summaries):
+    """Put a notebook with a figure for each summary into a report; the n-th is n pixels high."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text")])
+    for n, summary in enumerate(summaries, 1):
+        out = io.BytesIO()
+        Image.new("RGB", (2, n), (200, 10, n)).save(out, "png", dpi=(110, 110))
+        shown = {"image/png": base64.b64encode(out.getvalue()).decode()}
+        said = nbformat.v4.new_output("display_data", shown, metadata={"image/png": {"alt": summary}})
+        book.cells.append(
+            nbformat.v4.new_code_cell("show()", outputs=[said, nbformat.v4.new_output("stream", text="x")])
+        )
+    nbformat.write(book, report / "01_gap.ipynb")
+    return report
+
+
+def test_a_figure_is_kept_with_its_origin_in_it(tmp_path):
+    report = with_figures(finished(tmp_path), "Some images.", "Gain: kd 2 points.")
+    files = keep(report, tmp_path / "results", {"gains": "Gain"})
+    assert [file.name for file in files] == ["gap_smoke.csv", "gap_smoke_claims.csv", "gap_smoke_gains.png"]
+    with Image.open(files[-1]) as image:
+        assert image.size == (2, 2)
+        assert image.getpixel((1, 1)) == (200, 10, 2)
+        origin = image.info["Source"].splitlines()
+    assert origin == [line.removeprefix("# ") for line in files[0].read_text().splitlines()[:4]]
+
+
+@pytest.mark.parametrize(("words", "n"), [("Loss", 0), ("Gain", 2), ("images", 0)])
+def test_a_figure_that_is_not_the_only_one_is_not_guessed(words, n, tmp_path):
+    report = with_figures(finished(tmp_path), "Some images.", "Gain: kd.", "Gain: at.")
+    with pytest.raises(KDStudyError, match=f"figures: {n} of 3 have a summary that begins '{words}', not 1"):
+        keep(report, tmp_path / "results", {"gains": words})
     assert not (tmp_path / "results").exists()
