@@ -103,9 +103,9 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
 
     Returns:
         One row a run, in the order given: its key, network, method, parameters and teacher, `init`, what it starts
-        from, `total_epochs`, its epochs and those of the runs it starts from, its seed, its metrics (accuracies and
-        shares in [0, 1], KL and NLL in nats; NaN where there is none), `status` "finished" or "failed", and
-        `error`, which says why.
+        from, `total_epochs`, its epochs and those of the runs it starts from, its learning rate, its seed, its metrics
+        (accuracies and shares in [0, 1], KL and NLL in nats; NaN where there is none), `status` "finished" or
+        "failed", and `error`, which says why.
 
     Raises:
         Planned: in a dry run (`KDSTUDY_DRY_RUN`), if runs are missing.
@@ -222,6 +222,7 @@ def _row(run: Run, found: Mapping[str, Result | None], failed: Mapping[str, str]
         "teacher_epochs": max((teacher.recipe.last_epoch for teacher in run.teachers), default=0),
         "init": start_label(run.spec()),
         "total_epochs": run.total_epochs,
+        "learning_rate": run.recipe.learning_rate,
         "seed": run.seed,
     }
     result = None if run.key in failed else found[run.key]

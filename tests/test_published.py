@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from scipy import stats
 
 from kdstudy.errors import KDStudyError
 from kdstudy.nets import NETWORKS
@@ -95,3 +96,43 @@ def test_the_words_beside_the_results_give_their_numbers():
     assert f"| {', '.join(names)} | {', '.join(gains)} |" in words
     teachers = table[table.seed >= 1000].drop_duplicates("run").test_accuracy
     assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
+
+
+def kind(row):
+    """What a run of the shelf is called there."""
+    if isinstance(row.init, str):
+        return f"{row.init.split()[1]} then {row.method}"
+    if row.method == "kd" and row.teacher == row.net:
+        return "self-distillation"
+    return "scratch at 4 × rate" if row.learning_rate > 0.1 else row.method
+
+
+def test_the_words_beside_the_shelf_give_its_numbers():
+    words = (RESULTS / "README.md").read_text().partition("## The shelf of methods")[2].replace("\N{MINUS SIGN}", "-")
+    table = pandas.read_csv(RESULTS / "methods_course.csv", comment="#", keep_default_na=False, na_values=[""])
+    assert (table.status == "finished").all()
+    students = table[table.seed < 1000]
+    accuracy = 100 * students.assign(kind=students.apply(kind, axis=1)).pivot(
+        index="seed", columns="kind", values="test_accuracy"
+    )
+    assert accuracy.shape == (3, 31)
+    gains = accuracy.sub(accuracy.scratch, axis=0).drop(columns="scratch")
+
+    def interval(x):
+        low, high = stats.t.interval(0.95, len(x) - 1, loc=x.mean(), scale=stats.sem(x))
+        return f"{x.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+
+    rows = [line.strip("| ").split(" | ") for line in words.splitlines() if re.match(r"\| [a-z_]", line)][1:]
+    assert [row[0] for row in rows] == list(gains.mean().sort_values(ascending=False).index)
+    assert [row[1] for row in rows] == [f"{accuracy[name].mean():.2f}" for name, *_ in rows]
+    assert [row[2] for row in rows] == [interval(gains[name]) for name, *_ in rows]
+    claims = pandas.read_csv(RESULTS / "methods_course_claims.csv", comment="#")
+    verdicts = claims.set_index(claims.statement.str.removesuffix(" beats cross-entropy")).verdict
+    assert {row[0]: row[4] for row in rows} == verdicts.to_dict()
+    assert "Six kinds beat" in words
+    assert (verdicts == "supported").sum() == 6
+    alone = accuracy["scratch at 4 × rate"]
+    for name in ("fitnet", "ab", "ft", "nkd", "kd", "early_stopped_kd"):
+        assert f"`{name}` {interval(accuracy[name] - alone)}" in words
+    assert f"`fitnet` - `nst` {interval(accuracy.fitnet - accuracy.nst)}" in words
+    assert interval(accuracy.kd - accuracy["self-distillation"]) in words
