@@ -333,6 +333,46 @@ def test_a_thread_that_cannot_go_on_says_why(monkeypatch: pytest.MonkeyPatch) ->
     assert "ZeroDivisionError" in words.value
 
 
+def test_what_was_started_and_stopped_while_nobody_looked_is_said_to_be_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def workers(runs: Any, store: Any, number: int, stop: threading.Event) -> Any:
+        yield from ()
+        assert stop.wait(20)
+
+    for name, value in {"workers": workers, "LOOK": 0.0, "REDRAW": 0.0}.items():
+        monkeypatch.setattr(f"kdstudy.widgets.live.{name}", value)
+    live = Live([RUN])
+    button, words = live.widget.children[0].children
+    panel, said, looking, go_on = live._panel, threading.Event(), threading.Event(), threading.Event()
+    assert panel is not None
+    draw = panel.draw
+
+    def drawn() -> None:
+        draw()
+        if "stopped" in words.value:
+            said.set()
+
+    def look() -> None:
+        looking.set()
+        assert go_on.wait(20)
+
+    monkeypatch.setattr(panel, "draw", drawn)
+    button.click()
+    button.click()
+    assert said.wait(20)
+    monkeypatch.setattr(panel, "_look", look)
+    assert looking.wait(20)
+    said.clear()
+    button.click()
+    button.click()
+    assert live.wait(20)
+    assert "stopping" in words.value
+    go_on.set()
+    assert said.wait(20)
+    assert button.description == "Continue"
+
+
 def test_what_another_process_trains_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     live = Live([RUN])
     live._hear(Event(RUN, waits=True))

@@ -310,7 +310,7 @@ class _Panel:
                 if self.live._over.wait(TICK):
                     time.sleep(LOOK)
                     self._look()
-                known = sum(map(len, self.live.records.values())), self.live.state
+                known = sum(map(len, self.live.records.values())), self.live.state, self.live._over  # of which start
                 if known != drawn and time.monotonic() >= due:
                     self.draw()
                     drawn, due = known, time.monotonic() + REDRAW
