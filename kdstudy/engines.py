@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -251,9 +252,16 @@ class Worker:
         return event
 
     def ended(self) -> None:
-        """Wait for the end of the process, which was told to and may take some time to keep a checkpoint."""
+        """Wait for the end of the process, which was told to and may take some time to keep a checkpoint.
+
+        What it still says is read: it cannot end while nobody takes what it is about to say.
+        """
+        until = time.monotonic() + GRACE
+        with suppress(EOFError, OSError):
+            while self.connection.poll(max(0.0, until - time.monotonic())):
+                self.connection.recv_bytes()
         try:
-            self.process.wait(GRACE)
+            self.process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

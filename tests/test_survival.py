@@ -23,7 +23,7 @@ from kdstudy import METHODS, Data, Hard, Method, Net, Recipe, Run, listing, plac
 from kdstudy import checkpoint as checkpoint_module
 from kdstudy import finish as finish_module
 from kdstudy import store as store_module
-from kdstudy.engines import here, workers
+from kdstudy.engines import Worker, here, workers
 from kdstudy.errors import KDStudyError
 from kdstudy.places import sealed, unsealed
 from kdstudy.replay import Recorder
@@ -352,6 +352,29 @@ def test_a_process_forked_from_a_training_writes_nothing_of_it(store, ending):
     assert not file.exists()
     epochs.close()
     assert file.exists()
+
+
+TALKATIVE = """
+import signal, sys
+from multiprocessing.connection import Client
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+connection = Client(sys.argv[1], authkey=sys.stdin.buffer.raw.read(16))
+for _ in range(100):
+    connection.send_bytes(bytes(100_000))  # far more than fits between both
+while not told:
+    signal.pause()
+sys.exit(7)
+"""
+
+
+def test_a_worker_that_is_about_to_say_something_can_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdstudy.engines._CODE", TALKATIVE)
+    worker = Worker(tmp_path)
+    assert worker.connection.poll(60)
+    worker.process.terminate()
+    worker.ended()
+    assert worker.process.returncode == 7  # by itself, not killed after the time of grace
 
 
 def test_workers_are_told_once_to_end_and_keep_a_checkpoint(tmp_path, monkeypatch):
