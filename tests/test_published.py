@@ -136,3 +136,21 @@ def test_the_words_beside_the_shelf_give_its_numbers():
         assert f"`{name}` {interval(accuracy[name] - alone)}" in words
     assert f"`fitnet` - `nst` {interval(accuracy.fitnet - accuracy.nst)}" in words
     assert interval(accuracy.kd - accuracy["self-distillation"]) in words
+    above = [(accuracy[name] - accuracy.kd).mean() for name in ("fitnet", "ab", "ft")]
+    assert f"are {min(above):.1f} to {max(above):.1f} points above `kd`" in words
+    for name in ("nst", "reviewkd", "dist", "early_stopped_kd"):
+        assert f"`{name}` ({gains[name].mean():+.2f})" in words
+    assert f"cross-entropy ({accuracy.scratch.mean():.2f} %)" in words
+    by_teacher = table[table.seed >= 1000].set_index("net").test_accuracy
+    assert f"test accuracy {100 * by_teacher.resnet20:.1f} %" in words
+    assert f"for as many epochs, {100 * by_teacher.resnet8:.1f} %" in words
+    asked = stats.t.isf(0.025 / len(claims), 2) / 3**0.5
+    assert f"asks for {asked:.0f} standard deviations" in " ".join(words.split())
+    theirs = published("cifar100", FOLDER)
+    theirs = theirs[theirs.source.str.contains("RepDistiller") & (theirs.teacher == "resnet32x4")]
+    theirs = theirs[theirs.student == "resnet8x4"].set_index("method").gain
+    theirs = theirs.rename({"ab": "ab then scratch", "fsp": "fsp then scratch"}).drop("scratch", errors="ignore")
+    both = [name for name in theirs.index if name in gains and theirs[name] == theirs[name]]
+    rank = stats.spearmanr(theirs[both], gains.mean()[both]).statistic
+    assert f"Of {len(both)} methods that RepDistiller compares" in words
+    assert f"the rank correlation of both gains is {rank:.2f}" in " ".join(words.split())
