@@ -5,102 +5,46 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kdstudy.errors import KDStudyError
+from kdstudy.effects import LEVEL, by_seed, smallest_seen
+from kdstudy.effects import holm as holm  # here, too, for those who know the claims alone
+from kdstudy.effects import minus as minus
+from kdstudy.effects import summarise as summarise
+from kdstudy.effects import t_interval as t_interval
+from kdstudy.effects import unit as unit
+from kdstudy.errors import KDStudyError, check_number, unknown
 from kdstudy.pages import literal
 
-LEVEL = 0.05
 MIME = "application/vnd.kdstudy.claims+json"
-
-
-def unit(metric: str) -> tuple[float, str]:
-    """Return what a difference in a metric is multiplied by to be read, and the unit it then has.
-
-    Example:
-        >>> unit("test_accuracy"), unit("train_kl")
-        ((100.0, 'percentage points'), (1.0, 'nats'))
-    """
-    kind = metric.rpartition("_")[2]
-    if kind in ("accuracy", "agreement", "ece"):
-        return 100.0, "percentage points"
-    return 1.0, "nats" if kind in ("kl", "nll") else metric
-
-
-def t_interval(values: Sequence[float] | np.ndarray | pd.Series) -> tuple[float, float, float]:
-    """Return mean and 95 % interval of some values, by Student's t: m ± t_{n−1, 0.975} s / √n.
-
-    Args:
-        values: at least one number.
-
-    Returns:
-        The mean and the interval's ends; for a single value the ends are not numbers (NaN).
-
-    Example:
-        >>> [round(end, 3) for end in t_interval([1.0, 2.0, 3.0])]
-        [2.0, -0.484, 4.484]
-    """
-    x = np.asarray(values, dtype=float)
-    if len(x) < 2:
-        return float(x.mean()) if len(x) else np.nan, np.nan, np.nan
-    from scipy import stats  # as seaborn in `plots`
-
-    half = stats.t.ppf(1 - LEVEL / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
-
-
-def summarise(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """Return mean and 95 % t-interval over seeds of some metrics, one row a group of runs.
-
-    Args:
-        table: as `study` returns it.
-        by: the columns that make a group.
-        metrics: the columns that are averaged; a column that no run has is shown as missing.
-
-    Returns:
-        The groups in the order of the table, with `n` (finished runs) and each metric as text, shares in %:
-        "mean [low, high]".
-
-    Example:
-        >>> table = pd.DataFrame({"method": ["kd"] * 3, "test_accuracy": [0.70, 0.72, 0.71], "status": "finished"})
-        >>> summarise(table, ["method"], ["test_accuracy"])["test accuracy (%)"].item()
-        '71.00 [68.52, 73.48]'
-    """
-    rows = []
-    for names, runs in table.groupby(list(by), sort=False, dropna=False):
-        row: dict[str, object] = dict(zip([name.replace("_", " ") for name in by], names, strict=True))
-        row |= {"n": int((runs["status"] == "finished").sum())}
-        for metric in metrics:
-            scale, name = unit(metric)
-            values = runs[metric].dropna() * scale if metric in runs else pd.Series(dtype=float)
-            mean, low, high = t_interval(values)
-            heading = f"{metric.replace('_', ' ')} ({'%' if scale == 100 else name})"
-            row[heading] = "–" if not len(values) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-        rows.append(row)
-    return pd.DataFrame(rows)
+DIRECTIONS = ("more", "less")
 
 
 @dataclass(frozen=True, eq=False)
 class Claim:
     """A published statement and its test: an effect, paired by seed, against a margin stated beforehand.
 
-    The effect is mean_seed (treatment − control) of a metric. The claim says that it exceeds `margin`:
-    "supported" when the 95 % t-interval lies above the margin, "contradicted" when it lies below,
+    The effect is mean_seed (treatment − control) of a metric. The claim says that it is more than `margin`, or less:
+    "supported" when the 95 % t-interval lies on that side of the margin, "contradicted" when it lies on the other,
     "inconclusive" otherwise.
 
     Attributes:
         statement: what is claimed.
         source: who claims it.
         metric: the table's column that is compared.
-        treatment: the runs of which more is claimed, one row a seed, as `study` returns them.
+        treatment: the runs of which it is claimed, one row a seed, as `study` or `minus` returns them.
         control: the runs they are compared with, one row a seed.
-        margin: what the effect is claimed to exceed, in the metric's unit.
+        margin: what the effect is compared with, in the metric's unit.
+        direction: "more" or "less": on which side of the margin the effect is claimed to be. "X does not help" is
+            "less" than the margin from which on a gain would count as one.
 
     Raises:
-        KDStudyError: if a column is missing or a seed stands twice in one selection.
+        KDStudyError: if a column is missing, a seed stands twice in one selection, the margin is not a number, or
+            the direction is not known.
 
     Example:
         >>> table = pd.DataFrame({"seed": [0, 1, 2], "test_accuracy": [0.70, 0.71, 0.69], "run": list("abc")})
@@ -108,6 +52,8 @@ class Claim:
         >>> claim = Claim("KD helps", "example", "test_accuracy", better, table)
         >>> f"{claim.effect:.3f} [{claim.low:.3f}, {claim.high:.3f}], n = {claim.n}: {claim.verdict}"
         '0.053 [0.039, 0.068], n = 3: supported'
+        >>> round(claim.smallest(), 3)  # what three such differences could have seen
+        0.019
     """
 
     statement: str
@@ -116,23 +62,22 @@ class Claim:
     treatment: pd.DataFrame
     control: pd.DataFrame
     margin: float = 0.0
+    direction: str = "more"
 
     def __post_init__(self) -> None:
-        for rows in (self.treatment, self.control):
-            for column in ("seed", self.metric):
-                if len(rows) and column not in rows and not (column == self.metric and _all_failed(rows)):
-                    raise KDStudyError(f"{self.statement!r}: the table has no column {column!r}")
-            if len(rows) and rows["seed"].duplicated().any():
-                twice = rows["seed"][rows["seed"].duplicated()].iloc[0]
-                raise KDStudyError(f"{self.statement!r}: seed {twice} stands twice in one selection of runs")
+        check_number(f"{self.statement!r}: margin", self.margin)
+        if self.direction not in DIRECTIONS:
+            raise unknown("direction", self.direction, DIRECTIONS)
+        try:
+            self.differences  # noqa: B018  (so that what is wrong with the tables is said here)
+        except KDStudyError as error:
+            raise KDStudyError(f"{self.statement!r}: {error}") from None
 
-    @property
+    @cached_property
     def differences(self) -> np.ndarray:
         """Treatment minus control for each seed that both have."""
-        if any(self.metric not in rows or not len(rows) for rows in (self.treatment, self.control)):
-            return np.empty(0)
-        both = [rows.set_index("seed")[self.metric].astype(float) for rows in (self.treatment, self.control)]
-        return (both[0] - both[1]).dropna().to_numpy()
+        treatment, control = (by_seed(rows, self.metric) for rows in (self.treatment, self.control))
+        return (treatment - control).dropna().to_numpy(dtype=float)
 
     @property
     def n(self) -> int:
@@ -176,7 +121,26 @@ class Claim:
         """Return the verdict at a p-value, which may be corrected for other comparisons."""
         if p >= LEVEL:
             return "inconclusive"
-        return "supported" if self.effect > self.margin else "contradicted"
+        return "supported" if (self.effect > self.margin) == (self.direction == "more") else "contradicted"
+
+    def smallest(self, level: float = LEVEL) -> float:
+        """Return how far from the margin an effect has to be for so many seeds to see it, with a chance of 80 %.
+
+        It is taken from the spread of the differences; see `effects.smallest_seen`.
+
+        Args:
+            level: of the test; with m comparisons the first of Holm's has 0.05 / m.
+
+        Returns:
+            The distance, in the metric's unit; not a number (NaN) where fewer than two seeds are paired.
+        """
+        return smallest_seen(float(self.differences.std(ddof=1)) if self.n > 1 else np.nan, self.n, level)
+
+    @property
+    def runs(self) -> dict[str, list[str]]:
+        """The keys of the runs that are compared, of the treatment and of the control."""
+        sides = {"treatment": self.treatment, "control": self.control}
+        return {side: " ".join(map(str, rows.get("run", []))).split() for side, rows in sides.items()}
 
 
 class Verdicts:
@@ -202,22 +166,40 @@ class Verdicts:
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self.claims)))
 
+    @property
+    def correction(self) -> str:
+        """How the verdicts are corrected for their number, in words."""
+        n = len(self.claims)
+        return "none: one comparison" if n == 1 else f"Holm's, over {n} comparisons"
+
+    def smallest(self, number: int) -> float:
+        """Return the smallest effect that a claim's seeds could have seen among so many claims; see `Claim.smallest`.
+
+        Holm's correction begins at 0.05 / m and ends at 0.05, by the p-values of the others: this is its first step,
+        where nothing can be laid to chance.
+        """
+        return self.claims[number].smallest(LEVEL / len(self.claims))
+
     def records(self) -> list[dict[str, Any]]:
-        """Return each claim with its effect, interval, n, p and verdict as JSON."""
+        """Return each claim with its comparison, effect, interval, n, p and verdict as JSON."""
         return [
             {
                 "statement": claim.statement,
                 "source": claim.source,
                 "metric": claim.metric,
+                "direction": claim.direction,
                 "effect": _finite(claim.effect),
                 "interval": [_finite(claim.low), _finite(claim.high)],
                 "margin": claim.margin,
                 "n": claim.n,
+                "smallest": _finite(self.smallest(number)),
                 "p": claim.p,
-                "p_holm": p,
-                "verdict": claim.judge(p),
+                "p_holm": self.p[number],
+                "correction": self.correction,
+                "verdict": self[number],
+                **claim.runs,
             }
-            for claim, p in zip(self.claims, self.p, strict=True)
+            for number, claim in enumerate(self.claims)
         ]
 
     def sentence(self, number: int) -> str:
@@ -234,56 +216,42 @@ class Verdicts:
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         said = self.records()
-        head = ("", "claim", "source", "effect", "95 % interval", "unit", "n", "p (Holm)", "verdict")
-        cells = [(str(i + 1), *_cells(record)) for i, record in enumerate(said)]
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in cells)
+        cells = [{"": str(i + 1), **_cells(record)} for i, record in enumerate(said)]
+        head = list(cells[0]) if cells else []
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row.values()) + "</tr>" for row in cells)
         top = "".join(f"<th>{name}</th>" for name in head)
-        plain = "\n".join(" | ".join(row) for row in [head, *cells])
+        plain = "\n".join(" | ".join(row) for row in [head, *(row.values() for row in cells)])
         no_formulas = 'class="tex2jax_ignore mathjax_ignore"'
-        table = f"<table {no_formulas}><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>"
-        return {"text/plain": plain, "text/html": table, MIME: said}
+        caption = f"<caption>{html.escape(self.words)}</caption>"
+        table = f"<table {no_formulas}>{caption}<thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>"
+        return {"text/plain": f"{self.words}\n{plain}", "text/html": table, MIME: said}
+
+    @property
+    def words(self) -> str:
+        """What the columns of the table are."""
+        return (
+            "Effect: treatment minus control, paired by seed, with its own 95 % t-interval. Could see: how far beyond "
+            "what is claimed an effect has to be for these n to find it with a chance of 80 % among all claims. "
+            f"Correction of p: {self.correction}."
+        )
 
 
-def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a record as it is read in a table."""
+def _cells(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return a record as it is read in a table, by the columns' names."""
     scale, name = unit(record["metric"])
     effect, low, high = (_number(value, scale) for value in (record["effect"], *record["interval"]))
-    return (
-        record["statement"],
-        record["source"],
-        effect,
-        f"{low} to {high}",
-        name,
-        str(record["n"]),
-        f"{record['p_holm']:.2g}",
-        record["verdict"],
-    )
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number by Holm's step-down procedure.
-
-    p̃_(i) = max_{j <= i} min(1, (m − j + 1) p_(j)), the p sorted upwards.
-
-    Args:
-        p: m p-values.
-
-    Returns:
-        The corrected ones, in the order given.
-
-    Example:
-        >>> [round(q, 3) for q in holm([0.01, 0.04, 0.03])]
-        [0.03, 0.06, 0.06]
-    """
-    corrected, highest = [0.0] * len(p), 0.0
-    for rank, i in enumerate(np.argsort(p, kind="stable")):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
-        corrected[i] = highest
-    return corrected
-
-
-def _all_failed(rows: pd.DataFrame) -> bool:
-    return "status" in rows and bool((rows["status"] == "failed").all())
+    return {
+        "claim": record["statement"],
+        "source": record["source"],
+        "effect": effect,
+        "claimed": f"{'>' if record['direction'] == 'more' else '<'} {scale * record['margin']:g}",
+        "95 % interval": f"{low} to {high}",
+        "unit": name,
+        "n": str(record["n"]),
+        "could see": _number(record["smallest"], scale).lstrip("+"),
+        "p (Holm)": f"{record['p_holm']:.2g}",
+        "verdict": record["verdict"],
+    }
 
 
 def _finite(value: float) -> float | None:

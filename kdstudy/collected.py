@@ -21,7 +21,10 @@ from kdstudy.places import write_atomically
 
 Row = dict[str, Any]
 NUMBERS = 5  # significant digits of what is kept
-CLAIM = ("statement", "source", "metric", "effect", "low", "high", "margin", "n", "p", "p_holm", "verdict")
+CLAIM = [
+    *("statement", "source", "metric", "direction", "effect", "low", "high", "margin", "n", "smallest", "p", "p_holm"),
+    *("correction", "verdict", "treatment", "control"),
+]
 
 
 def collect(folder: Path) -> list[str]:
@@ -81,9 +84,9 @@ def _runs(file: Path) -> list[Row]:
 
 
 def _flat(claim: Row) -> Row:
-    """Return a claim with its interval as two columns, in one order: a notebook's file sorts its keys."""
+    """Return a claim with its interval as two columns and its runs' keys as words, in one order."""
     ends = dict(zip(("low", "high"), claim["interval"], strict=True)) if claim else {}
-    flat = claim | ends
+    flat = claim | ends | {side: " ".join(claim[side]) for side in ("treatment", "control") if side in claim}
     return {name: flat[name] for name in CLAIM if name in flat}
 
 

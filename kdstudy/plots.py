@@ -177,8 +177,9 @@ def seeds(table: pd.DataFrame, by: Sequence[str] = ("net", "method", "teacher", 
 
 # What an effect's marks are, beneath the figure.
 EFFECTS = (
-    "Paired by seed, n pairs each: mean and 95 % t-interval; dotted: what it has to exceed. The verdicts stand after "
-    "Holm's correction for all claims, so an interval beyond the dotted line can be inconclusive."
+    "Paired by seed, n pairs each: mean and 95 % t-interval; dotted: what it is claimed to lie beyond, on the arrow's "
+    "side. Grey: too near to that for these n to find such an effect among all claims with a chance of 80 %. "
+    "The verdicts stand after Holm's correction, so an interval beyond the dotted line can be inconclusive."
 )
 
 
@@ -211,14 +212,26 @@ def effects(verdicts: Verdicts) -> Figure:
 
 def _effects(axes: Axes, panel: Sequence[Mapping[str, Any]]) -> None:
     """Draw the claims of one unit, the first on top."""
-    for place, r in enumerate(reversed(panel)):
-        if r["effect"] is None:
-            continue
-        scale, colour = unit(r["metric"])[0], VERDICT_COLOURS[r["verdict"]]
-        ends = [scale * (end if end is not None else r["effect"]) for end in r["interval"]]
-        axes.plot(ends, [place, place], color=colour, linewidth=2.5)
-        axes.plot(scale * r["effect"], place, color=colour, marker="o", markersize=8)
-        axes.plot([scale * r["margin"]] * 2, [place - 0.35, place + 0.35], color="black", linestyle=":")
+    scale = unit(panel[0]["metric"])[0]
+    known = {place: r for place, r in enumerate(reversed(panel)) if r["effect"] is not None}
+    for place, r in known.items():
+        _effect(axes, place, r, scale)
     names = [f"claim {r['number']}: {r['verdict']}, n = {r['n']}" for r in reversed(panel)]
     axes.set_yticks(range(len(panel)), names)
     axes.set_ylim(-0.6, len(panel) - 0.4)
+    ends = [scale * e for r in known.values() for e in (r["effect"], r["margin"], *r["interval"]) if e is not None]
+    if ends:  # the grey of few seeds may reach far beyond what was measured
+        room = 0.08 * (max(ends) - min(ends)) or 1.0
+        axes.set_xlim(min(ends) - room, max(ends) + room)
+
+
+def _effect(axes: Axes, place: int, r: Mapping[str, Any], scale: float) -> None:
+    """Draw a claim's effect and interval, what it is claimed to lie beyond, and how near to that nothing is seen."""
+    colour = VERDICT_COLOURS[r["verdict"]]
+    ends = [scale * (end if end is not None else r["effect"]) for end in r["interval"]]
+    margin, unseen = scale * r["margin"], scale * (r["smallest"] or 0.0)
+    axes.barh(place, 2 * unseen, 0.56, margin - unseen, color="0.87", zorder=0)
+    axes.plot(ends, [place, place], color=colour, linewidth=2.5)
+    axes.plot(scale * r["effect"], place, color=colour, marker="o", markersize=8)
+    axes.plot([margin] * 2, [place - 0.35, place + 0.35], color="black", linestyle=":")
+    axes.plot(margin, place + 0.35, color="black", marker=">" if r["direction"] == "more" else "<", markersize=4)

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kdstudy.claims import MIME, Claim, Verdicts, holm, t_interval
+from kdstudy.claims import MIME, Claim, Verdicts, holm, minus, t_interval
+from kdstudy.effects import smallest_seen
 from kdstudy.errors import KDStudyError
 
 
@@ -16,8 +17,8 @@ def table(values, seeds=None):
     return pd.DataFrame({"seed": list(seeds), "test_accuracy": list(values)})
 
 
-def claim(treatment, control, margin=0.0, statement="A beats B"):
-    return Claim(statement, "someone 2020", "test_accuracy", treatment, control, margin)
+def claim(treatment, control, margin=0.0, statement="A beats B", direction="more"):
+    return Claim(statement, "someone 2020", "test_accuracy", treatment, control, margin, direction)
 
 
 def simulate(effect, tables, n=5, margin=0.0):
@@ -176,6 +177,51 @@ def test_the_margin_moves_the_test():
     assert moved.p == pytest.approx(wanted)
 
 
+def test_what_is_claimed_to_be_less_has_the_opposite_verdict():
+    for made in [*simulate(0.02, 40), *simulate(-0.02, 40), *simulate(0.0, 40)]:
+        for margin in (0.0, 0.005):
+            more, less = (claim(made.treatment, made.control, margin, direction=d) for d in ("more", "less"))
+            opposite = {"supported": "contradicted", "contradicted": "supported", "inconclusive": "inconclusive"}
+            assert less.verdict == opposite[more.verdict]
+            assert (less.effect, less.low, less.high, less.p) == (more.effect, more.low, more.high, more.p)
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"), [(0.0, "supported"), (-0.02, "supported"), (0.02, "contradicted"), (0.005, "inconclusive")]
+)
+def test_that_something_does_not_help_can_be_shown(gain, verdict):
+    """Claimed to gain less than half a point: nothing and a loss support it, a real gain contradicts it."""
+    noise = np.array([0.001, -0.001, 0.0005, -0.0005, 0.0])
+    control = np.array([0.5, 0.6, 0.7, 0.65, 0.55])
+    assert claim(table(control + gain + noise), table(control), 0.005, direction="less").verdict == verdict
+
+
+def test_an_unknown_direction_or_margin_is_refused():
+    with pytest.raises(KDStudyError, match="unknown direction 'mor': did you mean 'more'?"):
+        claim(table([0.1]), table([0.1]), direction="mor")
+    with pytest.raises(KDStudyError, match="'A beats B': margin = nan: must be a number"):
+        claim(table([0.1]), table([0.1]), float("nan"))
+
+
+def test_what_so_few_seeds_could_have_seen():
+    made = list(simulate(0.01, 3, n=4))
+    spread = [(c.treatment["test_accuracy"] - c.control["test_accuracy"]).std() for c in made]
+    assert [c.smallest() for c in made] == pytest.approx([smallest_seen(each, 4) for each in spread])
+    together = Verdicts(made)
+    assert [together.smallest(i) for i in range(3)] == pytest.approx([smallest_seen(e, 4, 0.05 / 3) for e in spread])
+    assert np.isnan(claim(table([0.5]), table([0.4])).smallest())
+
+
+def test_a_difference_of_differences_is_a_claim_like_any_other():
+    rng = np.random.default_rng(3)
+    a, b, c, d = (table(rng.normal(0.6, 0.05, 5)).assign(run=[f"{name}{i}" for i in range(5)]) for name in "abcd")
+    made = claim(minus(a, b, "test_accuracy"), minus(c, d, "test_accuracy"))
+    values = [part["test_accuracy"].to_numpy() for part in (a, b, c, d)]
+    assert made.p == pytest.approx(stats.ttest_rel(values[0] - values[1], values[2] - values[3]).pvalue)
+    assert made.runs["treatment"][:4] == ["a0", "b0", "a1", "b1"]
+    assert set(made.runs["control"]) == {f"{name}{i}" for name in "cd" for i in range(5)}
+
+
 def test_a_seed_that_stands_twice_is_refused():
     with pytest.raises(KDStudyError, match="'A beats B': seed 1 stands twice in one selection of runs"):
         claim(table([0.1, 0.2, 0.3], [0, 1, 1]), table([0.1]))
@@ -246,7 +292,27 @@ def test_records_are_json():
     assert said[0]["p_holm"] == pytest.approx(min(1, 3 * said[0]["p"]))
     assert said[0]["n"] == 3
     assert said[0]["margin"] == 0.01
-    assert said[1]["effect"] is None
+    assert said[0]["smallest"] == pytest.approx(smallest_seen(np.std([0.1, 0.2, 0.05], ddof=1), 3, 0.05 / 3))
+    assert {record["direction"] for record in said} == {"more"}
+    assert {record["correction"] for record in said} == {"Holm's, over 3 comparisons"}
+    assert (said[1]["effect"], said[1]["smallest"]) == (None, None)
+
+
+def test_records_say_which_runs_were_compared():
+    rows = table([0.6, 0.7]).assign(run=["aa", "bb"])
+    said = Verdicts([claim(rows, table([0.5, 0.6]).assign(run=["cc", "dd"]), direction="less")]).records()[0]
+    assert (said["treatment"], said["control"], said["direction"]) == (["aa", "bb"], ["cc", "dd"], "less")
+    assert said["correction"] == "none: one comparison"
+
+
+def test_the_table_says_what_is_claimed_and_what_could_be_seen():
+    made = [claim(table([0.6, 0.8, 0.7]), table([0.5, 0.65, 0.55]), 0.005, direction=d) for d in ("more", "less")]
+    plain = Verdicts(made)._repr_mimebundle_()["text/plain"].splitlines()
+    cells = [dict(zip(plain[1].split(" | "), line.split(" | "), strict=True)) for line in plain[2:]]
+    assert [row["claimed"] for row in cells] == ["> 0.5", "< 0.5"]
+    spread = 100 * np.std([0.1, 0.15, 0.15], ddof=1)
+    assert {row["could see"] for row in cells} == {f"{smallest_seen(spread, 3, 0.025):.2f}"}
+    assert "Holm's, over 2 comparisons" in plain[0]
 
 
 def test_the_html_escapes_what_it_is_told():
