@@ -278,21 +278,27 @@ class Soft(Method):
 
     Args:
         temperature: T, greater than 0.
+        teacher_temperature: that of the teacher alone, greater than 0; None takes T.
 
     Raises:
-        KDStudyError: if `temperature` is out of its range.
+        KDStudyError: if a temperature is out of its range.
     """
 
     needs = frozenset({"logits"})
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: float, teacher_temperature: float | None = None) -> None:
         super().__init__()
         check_number("temperature", temperature, low=0, above=True)
-        self.temperature = temperature
+        if teacher_temperature is not None:
+            check_number("teacher_temperature", teacher_temperature, low=0, above=True)
+        self.temperature, self.teacher_temperature = temperature, teacher_temperature
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the term "soft"."""
-        return {"soft": losses.kd(step.student["logits"], step.teacher["logits"], self.temperature)}
+        teacher = step.teacher["logits"]
+        if self.teacher_temperature is not None:
+            teacher = teacher.float() * (self.temperature / self.teacher_temperature)
+        return {"soft": losses.kd(step.student["logits"], teacher, self.temperature)}
 
 
 class Match(Method):

@@ -104,14 +104,14 @@ def pretrained(spec: Mapping[str, Any]) -> str:
 
 
 def params_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a run's method, the defaults included where the method is registered."""
+    """Return the parameters of a run's method, the defaults included where it is registered, unless they are None."""
     method = spec.get("method", {})
     given = method.get("params", {})
     with suppress(KDStudyError):  # one that is not registered, or whose source is gone: only what is said is known
         entry = METHODS[method.get("name", "")]
         if entry.version == method.get("version"):
             declared = inspect.signature(entry.factory).parameters.values()
-            given = {p.name: p.default for p in declared if p.default is not p.empty} | given
+            given = {p.name: p.default for p in declared if p.default not in (p.empty, None)} | given
     return dict(sorted(given.items()))
 
 
@@ -167,7 +167,9 @@ def start_label(spec: Mapping[str, Any]) -> str:
 def label(spec: Mapping[str, Any]) -> str:
     """Return a run in one line, as it is called while it is trained."""
     method = spec.get("method", {}).get("name", "") if epochs_of(spec) else ""
-    taught = ", ".join(printable(teacher["net"]["name"]) for teacher in spec.get("teachers", []))
+    taught = ", ".join(
+        _with(teacher["net"]["name"], words(teacher["net"].get("args", {}))) for teacher in spec.get("teachers", [])
+    )
     start = starts_from(spec) or {}
     before = printable(start["method"]["name"]) if "method" in start else ""
     said = [net_label(spec), method, f"by {taught}" if taught else "", f"after {before}" if before else ""]

@@ -276,6 +276,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("kd", {"alpha": 2}, "alpha = 2: must be a number between 0 and 1"),
     ("kd", {"alpha": -0.1}, "alpha = -0.1"),
     ("kd", {"alpha": "0.5"}, "alpha = '0.5': must be of type float"),
+    ("kd", {"teacher_temperature": 0}, "teacher_temperature = 0: must be a number greater than 0"),
+    ("decayed_kd", {"temperature": 0}, "temperature = 0: must be a number greater than 0"),
+    ("decayed_kd", {"alpha": 1.1}, "alpha = 1.1: must be a number between 0 and 1"),
     ("early_stopped_kd", {"temperature": -1}, "temperature = -1"),
     ("early_stopped_kd", {"alpha": 2}, "alpha = 2"),
     ("early_stopped_kd", {"stop": 1.5}, "stop = 1.5: must be a number between 0 and 1"),
@@ -292,6 +295,47 @@ def test_parameters_out_of_range_are_refused(name, params, words):
 
 
 # Identities between methods
+
+
+def test_a_teacher_softened_alone_says_what_a_flatter_teacher_says():
+    """Half as large logits at T are the same probabilities as the logits at 2 T; the factor stays T²."""
+    made = METHODS.make("kd", temperature=3.0, alpha=0.7, teacher_temperature=6.0)
+    step = a_step()
+    zs, zt = step.student["logits"], step.teacher["logits"]
+    terms = made(step)
+    log_s, p_t = F.log_softmax(zs / 3.0, 1), F.softmax(zt / 6.0, 1)
+    slow = 9.0 * sum(float(p * (p.log() - q)) for p, q in zip(p_t.flatten(), log_s.flatten(), strict=True)) / len(zs)
+    assert terms["soft"].item() == pytest.approx(0.7 * slow, rel=1e-5)
+    assert terms["hard"].item() == pytest.approx(0.3 * F.cross_entropy(zs, step.y).item(), rel=1e-5)
+    assert terms["soft"].item() == pytest.approx(0.7 * reference_kl(zs, zt / 2, 3.0), rel=1e-5)
+
+
+def test_a_teacher_at_the_students_temperature_is_plain_kd():
+    said, plain = METHODS.make("kd", temperature=3.0, teacher_temperature=3.0), METHODS.make("kd", temperature=3.0)
+    assert_same(said(step := a_step()), plain(step))
+
+
+def test_recorded_half_precision_does_not_overflow_when_a_teacher_is_sharpened():
+    step = a_step()
+    step.teacher = Outputs(lambda: {"logits": (3e4 * torch.eye(3, 5)).half()})
+    assert METHODS.make("kd", temperature=4.0, teacher_temperature=0.5)(step)["soft"].isfinite()
+
+
+def test_decayed_kd_begins_as_kd_and_ends_as_scratch():
+    made, kd = METHODS.make("decayed_kd", temperature=3.0, alpha=0.6), METHODS.make("kd", temperature=3.0, alpha=0.6)
+    step = a_step()
+    step.progress = 0.0
+    assert_same(made(step), kd(step))
+    weights = []
+    for progress in (0.25, 0.5, 0.75):
+        step.progress = progress
+        terms, whole = made(step), kd(step)
+        weights.append(terms["soft"].item() / whole["soft"].item())
+        labels = (1 - 0.6 * (1 - progress)) / 0.4
+        assert terms["hard"].item() == pytest.approx(labels * whole["hard"].item(), rel=1e-5)
+    assert weights == pytest.approx([0.75, 0.5, 0.25])
+    step.progress = 1.0
+    assert_same(made(step), METHODS.make("scratch")(step))
 
 
 def test_kd_at_alpha_zero_is_scratch_bit_for_bit():

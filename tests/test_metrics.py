@@ -15,7 +15,7 @@ from torch import Tensor
 from kdstudy import metrics
 from kdstudy.errors import KDStudyError
 
-LABELLED = [metrics.accuracy, metrics.nll, metrics.ece, metrics.brier]
+LABELLED = [metrics.accuracy, metrics.nll, metrics.ece, metrics.brier, metrics.calibration_temperature]
 PAIRED = [metrics.agreement, metrics.kl]
 
 
@@ -41,6 +41,32 @@ def slow_ece(logits: Tensor, labels: Tensor, bins: int) -> float:
             right = np.mean([p[i].argmax() == labels[i].item() for i in inside])
             total += len(inside) / len(p) * abs(right - np.mean([p[i].max() for i in inside]))
     return total
+
+
+@pytest.mark.parametrize("true", [0.3, 1.0, 2.5])
+def test_a_network_that_is_too_sure_is_calibrated_by_the_temperature_it_was_sharpened_by(true):
+    """Labels are drawn from softmax(z), and z is multiplied by T: then T makes it right again."""
+    rng = np.random.default_rng(round(10 * true))
+    z = rng.normal(size=(20_000, 5)) * 1.5
+    p = scipy.special.softmax(z, axis=1)
+    labels = torch.from_numpy((p.cumsum(1) < rng.random((len(z), 1))).sum(1))
+    assert metrics.calibration_temperature(torch.from_numpy(true * z), labels) == pytest.approx(true, rel=0.05)
+
+
+def test_no_other_temperature_has_a_lower_nll():
+    zs, _, labels = sample(scale=4.0)
+    found = metrics.calibration_temperature(zs, labels)
+    least = metrics.nll(zs / found, labels)
+    assert all(least <= metrics.nll(zs / t, labels) + 1e-9 for t in np.geomspace(0.05, 20, 400))
+    assert metrics.calibration_temperature(3 * zs, labels) == pytest.approx(3 * found, rel=1e-4)
+    shifted = zs + torch.arange(len(zs)).double()[:, None]
+    assert metrics.calibration_temperature(shifted, labels) == pytest.approx(found, rel=1e-4)
+
+
+def test_where_no_temperature_is_best_it_is_a_bound():
+    right = torch.eye(3)
+    assert metrics.calibration_temperature(right, torch.arange(3)) == pytest.approx(0.05, rel=1e-3)
+    assert metrics.calibration_temperature(right, torch.tensor([1, 2, 0])) == pytest.approx(20, rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -129,9 +155,9 @@ def test_kl_is_from_the_teacher_and_zero_for_equal_predictions():
 
 def test_perfect_and_worst_predictions():
     right, labels = torch.eye(4) * 1e4, torch.arange(4)
-    assert [f(right, labels) for f in LABELLED] == [1, 0, 0, 0]
+    assert [f(right, labels) for f in LABELLED[:4]] == [1, 0, 0, 0]
     wrong = right.roll(1, 0)
-    assert [f(wrong, labels) for f in LABELLED] == pytest.approx([0, 1e4, 1, 2])
+    assert [f(wrong, labels) for f in LABELLED[:4]] == pytest.approx([0, 1e4, 1, 2])
 
 
 def test_extreme_disagreement_is_finite():
