@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 
 from kdstudy import nets
 from kdstudy.data import Dataset
-from kdstudy.errors import KDStudyError, check_number, check_plain, cut
+from kdstudy.errors import KDStudyError, check_number, check_plain, cut, shown
 from kdstudy.nets import NETWORKS
 from kdstudy.places import checksum
 
@@ -46,6 +47,34 @@ class Net:
 
     def __repr__(self) -> str:
         return f"Net({', '.join([repr(self.name), *(f'{k}={v!r}' for k, v in self.args.items())])})"
+
+    @staticmethod
+    def of(said: Net | str) -> Net:
+        """Return the network that a text names: a registered name, or with arguments as a table shows it.
+
+        Args:
+            said: such as "resnet8" or "resnet8 (width=8)"; a `Net` is returned as it is.
+
+        Raises:
+            KDStudyError: for an unknown name or argument, or what is neither.
+
+        Example:
+            >>> Net.of("resnet8 (width=8, residual=False)")
+            Net('resnet8', width=8, residual=False)
+        """
+        if not isinstance(said, str) or "(" not in said:
+            return Net(said) if isinstance(said, str) else said
+        name, _, arguments = said.partition("(")
+        try:
+            call = ast.parse(f"net({arguments}", mode="eval").body
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+                raise ValueError
+            args = {each.arg or "": ast.literal_eval(each.value) for each in call.keywords}
+            if "" in args or len(args) < len(call.keywords):
+                raise ValueError
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            raise KDStudyError(f"network {shown(said)}: must be a name, or as in 'resnet8 (width=8)'") from None
+        return Net(name.strip(), **args)
 
     @property
     def label(self) -> str:
@@ -101,7 +130,7 @@ class Pretrained:
         if not isinstance(file, str | Path):
             raise KDStudyError(f"file: is a {type(file).__name__}, must be a path")
         self.file = Path(os.path.expanduser(file)).absolute()
-        self.net = Net(net) if isinstance(net, str) else net
+        self.net = Net.of(net)
         if not isinstance(self.net, Net):
             raise KDStudyError(f"net: is a {type(net).__name__}, must be a Net or a network's name")
         if (mean is None) != (std is None):

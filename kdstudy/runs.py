@@ -33,7 +33,7 @@ class Run:
     """One training, as a frozen value.
 
     Attributes:
-        net: the network that is trained; a registered name stands for a `Net` without arguments.
+        net: the network that is trained; a text stands for a `Net`: "resnet8", or "resnet8 (width=8)".
         data: what it is trained on; a data set's name stands for a `Data` without arguments.
         recipe: how it is trained.
         method: what it learns from: a registered name.
@@ -85,7 +85,7 @@ class Run:
             raise KDStudyError(f"params: is a {type(params).__name__}, must be a dict of a method's parameters")
         data = Data(data) if isinstance(data, str) else data
         said = {
-            "net": Net(net) if isinstance(net, str) else net,
+            "net": Net.of(net),
             "data": data,
             "recipe": Recipe() if recipe is None else recipe,
             "method": method,
@@ -232,7 +232,7 @@ class Run:
         """The run in a log line or an error message."""
         if isinstance(self.init, Pretrained) and not self.recipe.epochs:
             return f"{self.net.label} from {self.init.file.name}"
-        taught = f" by {', '.join(t.label.split(' ', 1)[0] for t in self.teachers)}" if self.teachers else ""
+        taught = f" by {', '.join(teacher.net.label for teacher in self.teachers)}" if self.teachers else ""
         before = f" after {self.init.method}" if isinstance(self.init, Run) else ""
         return f"{self.net.label} {self.method}{taught}{before} seed {self.seed}"
 

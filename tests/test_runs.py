@@ -288,6 +288,33 @@ def test_labels():
     assert STUDENT.label == "resnet8 (width=4, residual=False) kd by resnet14, resnet14 seed 1"
     assert repr(STUDENT.net) == "Net('resnet8', width=4, residual=False)"
     assert Net("resnet8").label == "resnet8"
+    taught = Run("resnet8", data="digits", method="kd", teachers=(Run("resnet8 (width=32)", data="digits"),))
+    assert taught.label == "resnet8 kd by resnet8 (width=32) seed 0"
+
+
+@pytest.mark.parametrize("text", ["resnet8(width=4,residual=False)", " resnet8  ( residual = False, width = 4 ) "])
+def test_a_network_is_named_as_a_table_shows_it(text):
+    made = Run(text, data="digits")
+    assert made.net == Net("resnet8", width=4, residual=False)
+    assert Run(made.net.label, data="digits").key == made.key
+    assert Run("resnet8 ()", data="digits").key == Run("resnet8", data="digits").key
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["resnet8(4)", "resnet8(width=x)", "resnet8(width=4", "resnet8(width=4)()", "resnet8(**{'width': 4})"]
+    + ["resnet8(width=4) + 1", "resnet8(width=4, width=5)", "resnet8(width=__import__('os').getpid())", "resnet8(\0)"],
+)
+def test_what_is_no_network_is_refused_and_not_executed(text):
+    with pytest.raises(KDStudyError, match=r"^network .*: must be a name, or as in 'resnet8 \(width=8\)'$"):
+        Run(text, data="digits")
+
+
+def test_a_wrong_argument_of_a_named_network_is_told():
+    with pytest.raises(KDStudyError, match="network 'resnet8': unknown parameter 'widht': did you mean 'width'?"):
+        Run("resnet8 (widht=4)", data="digits")
+    with pytest.raises(KDStudyError, match="unknown network 'resnet9': did you mean 'resnet8'?"):
+        Run("resnet9 (width=4)", data="digits")
 
 
 # What is refused
