@@ -13,6 +13,7 @@ import pandas as pd
 
 from kdstudy.effects import LEVEL, by_seed, smallest_seen
 from kdstudy.effects import holm as holm  # here, too, for those who know the claims alone
+from kdstudy.effects import holm_levels as holm_levels
 from kdstudy.effects import minus as minus
 from kdstudy.effects import summarise as summarise
 from kdstudy.effects import t_interval as t_interval
@@ -129,7 +130,7 @@ class Claim:
         It is taken from the spread of the differences; see `effects.smallest_seen`.
 
         Args:
-            level: of the test; with m comparisons the first of Holm's has 0.05 / m.
+            level: of the test, in (0, 1); see `effects.holm_levels`.
 
         Returns:
             The distance, in the metric's unit; not a number (NaN) where fewer than two seeds are paired.
@@ -158,6 +159,7 @@ class Verdicts:
     def __init__(self, claims: Sequence[Claim]) -> None:
         self.claims = list(claims)
         self.p = holm([claim.p for claim in self.claims])
+        self.levels = holm_levels([claim.p for claim in self.claims])
 
     def __getitem__(self, number: int) -> str:
         """Return the corrected verdict of a claim."""
@@ -173,12 +175,8 @@ class Verdicts:
         return "none: one comparison" if n == 1 else f"Holm's, over {n} comparisons"
 
     def smallest(self, number: int) -> float:
-        """Return the smallest effect that a claim's seeds could have seen among so many claims; see `Claim.smallest`.
-
-        Holm's correction begins at 0.05 / m and ends at 0.05, by the p-values of the others: this is its first step,
-        where nothing can be laid to chance.
-        """
-        return self.claims[number].smallest(LEVEL / len(self.claims))
+        """Return the smallest effect that a claim's seeds could have seen at the level that it was tested at."""
+        return self.claims[number].smallest(self.levels[number])
 
     def records(self) -> list[dict[str, Any]]:
         """Return each claim with its comparison, effect, interval, n, p and verdict as JSON."""
@@ -231,7 +229,7 @@ class Verdicts:
         """What the columns of the table are."""
         return (
             "Effect: treatment minus control, paired by seed, with its own 95 % t-interval. Could see: how far beyond "
-            "what is claimed an effect has to be for these n to find it with a chance of 80 % among all claims. "
+            "what is claimed an effect has to be for these n to find it with a chance of 80 %, after the correction. "
             f"Correction of p: {self.correction}."
         )
 

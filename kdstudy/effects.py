@@ -104,6 +104,30 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
+def holm_levels(p: Sequence[float]) -> list[float]:
+    """Return the level at which Holm's procedure tests each of some p-values, 5 % over all of them.
+
+    The i-th smallest is tested at 0.05 / (m − i + 1). Once one is not below its level the procedure ends: that level is
+    then the level of all that are larger, too.
+
+    Args:
+        p: m p-values.
+
+    Returns:
+        The levels, in the order given.
+
+    Example:
+        >>> [round(level, 4) for level in holm_levels([0.04, 0.001, 0.5])]
+        [0.025, 0.0167, 0.025]
+    """
+    levels, left, below = [0.0] * len(p), len(p), True
+    for i in np.argsort(p, kind="stable"):
+        levels[i] = LEVEL / left
+        below = below and p[i] < levels[i]
+        left -= below
+    return levels
+
+
 def by_seed(rows: pd.DataFrame, metric: str) -> pd.Series:
     """Return a metric of some runs by their seed, without those that have no value.
 

@@ -24,7 +24,7 @@ from kdstudy.store import Result, Store
 
 METRICS = (
     *("train_accuracy", "validation_accuracy", "test_accuracy", "test_nll", "test_ece", "test_brier"),
-    *("train_agreement", "test_agreement", "train_kl", "test_kl", "teacher_test_accuracy", "teacher_parameters"),
+    *("train_agreement", "test_agreement", "train_kl", "test_kl", "teacher_test_accuracy"),
 )
 SCALES = ("smoke", "quick", "course", "paper")
 
@@ -229,7 +229,7 @@ def _row(run: Run, found: Mapping[str, Result | None], failed: Mapping[str, str]
     row |= {"status": "failed" if result is None else "finished", "error": failed.get(run.key, "")}
     if result is None:
         return row | {"error": row["error"] or "what was stored of it is damaged: the same call trains it again"}
-    if taught_by := [there.metrics for t in run.teachers if (there := found[t.key])]:
-        row["teacher_test_accuracy"] = sum(each["test_accuracy"] for each in taught_by) / len(taught_by)
-        row["teacher_parameters"] = sum(each["parameters"] for each in taught_by)
+    taught_by = [there.metrics["test_accuracy"] for t in run.teachers if (there := found[t.key])]
+    if taught_by:
+        row["teacher_test_accuracy"] = sum(taught_by) / len(taught_by)
     return row | dict(result.metrics)

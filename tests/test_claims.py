@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kdstudy.claims import MIME, Claim, Verdicts, holm, minus, t_interval
+from kdstudy.claims import MIME, Claim, Verdicts, holm, holm_levels, minus, t_interval
 from kdstudy.effects import smallest_seen
 from kdstudy.errors import KDStudyError
 
@@ -208,7 +208,9 @@ def test_what_so_few_seeds_could_have_seen():
     spread = [(c.treatment["test_accuracy"] - c.control["test_accuracy"]).std() for c in made]
     assert [c.smallest() for c in made] == pytest.approx([smallest_seen(each, 4) for each in spread])
     together = Verdicts(made)
-    assert [together.smallest(i) for i in range(3)] == pytest.approx([smallest_seen(e, 4, 0.05 / 3) for e in spread])
+    levels = holm_levels([c.p for c in made])
+    wanted = [smallest_seen(*each) for each in zip(spread, [4] * 3, levels, strict=True)]
+    assert [together.smallest(i) for i in range(3)] == pytest.approx(wanted)
     assert np.isnan(claim(table([0.5]), table([0.4])).smallest())
 
 
@@ -264,6 +266,18 @@ def test_holm_is_the_step_down_procedure(size):
         assert holm(p) == pytest.approx(slow_holm(p))
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 9])
+def test_the_level_a_claim_is_tested_at_decides_as_its_corrected_p_does(size):
+    rng = np.random.default_rng(size)
+    for _ in range(40):
+        p = rng.beta(0.3, 4.0, size).tolist()
+        levels = holm_levels(p)
+        assert [q < level for q, level in zip(p, levels, strict=True)] == [q < 0.05 for q in holm(p)]
+        assert sorted(levels) == pytest.approx([levels[i] for i in np.argsort(p)])
+    assert holm_levels([0.9] * 4) == [0.05 / 4] * 4
+    assert sorted(holm_levels([0.0] * 4)) == pytest.approx([0.05 / 4, 0.05 / 3, 0.05 / 2, 0.05])
+
+
 def test_a_verdict_may_not_survive_the_others():
     made = list(simulate(0.01, 6, n=8))
     made = sorted(made, key=lambda c: c.p)
@@ -292,7 +306,7 @@ def test_records_are_json():
     assert said[0]["p_holm"] == pytest.approx(min(1, 3 * said[0]["p"]))
     assert said[0]["n"] == 3
     assert said[0]["margin"] == 0.01
-    assert said[0]["smallest"] == pytest.approx(smallest_seen(np.std([0.1, 0.2, 0.05], ddof=1), 3, 0.05 / 3))
+    assert said[0]["smallest"] == pytest.approx(smallest_seen(np.std([0.1, 0.2, 0.05], ddof=1), 3, 0.05 / 3))  # p = 0.1
     assert {record["direction"] for record in said} == {"more"}
     assert {record["correction"] for record in said} == {"Holm's, over 3 comparisons"}
     assert (said[1]["effect"], said[1]["smallest"]) == (None, None)
@@ -311,7 +325,8 @@ def test_the_table_says_what_is_claimed_and_what_could_be_seen():
     cells = [dict(zip(plain[1].split(" | "), line.split(" | "), strict=True)) for line in plain[2:]]
     assert [row["claimed"] for row in cells] == ["> 0.5", "< 0.5"]
     spread = 100 * np.std([0.1, 0.15, 0.15], ddof=1)
-    assert {row["could see"] for row in cells} == {f"{smallest_seen(spread, 3, 0.025):.2f}"}
+    levels = holm_levels([each.p for each in made])
+    assert [row["could see"] for row in cells] == [f"{smallest_seen(spread, 3, level):.2f}" for level in levels]
     assert "Holm's, over 2 comparisons" in plain[0]
 
 

@@ -17,13 +17,18 @@ CLAIM = {
     "statement": 'more, is "more"',
     "source": "someone",
     "metric": "test_accuracy",
+    "direction": "less",
     "effect": 0.1,
     "interval": [None, 0.25],
     "margin": 0.0,
     "n": 3,
+    "smallest": 0.3,
     "p": 0.04,
     "p_holm": 0.08,
+    "correction": "Holm's, over 2 comparisons",
     "verdict": "inconclusive",
+    "treatment": ["a1", "a2"],
+    "control": ["b1"],
 }
 
 
@@ -70,7 +75,8 @@ def test_every_claim_stands_there_and_a_failed_report_with_its_error(tmp_path):
     put(tmp_path, "d", {"n": 4}, [], claims=[])
     collect(tmp_path)
     claims = read(tmp_path / "claims.csv")
-    own = ["statement", "source", "metric", "effect", "low", "high", "margin", "claim_n", "p", "p_holm", "verdict"]
+    own = ["statement", "source", "metric", "direction", "effect", "low", "high", "margin", "claim_n", "smallest"]
+    own += ["p", "p_holm", "correction", "verdict", "treatment", "control"]
     assert claims.columns.tolist() == ["scale", "n", "report", *own, "outcome", "error"]
     assert claims["report"].tolist() == ["a", "a", "b", "c", "d"]
     assert claims["n"].tolist() == ["1", "1", "2", "3", "4"]
@@ -78,6 +84,8 @@ def test_every_claim_stands_there_and_a_failed_report_with_its_error(tmp_path):
     assert claims["low"].tolist() == [""] * 5
     assert claims["high"].tolist() == ["0.25", "0.25", "", "0.25", ""]
     assert claims["claim_n"].tolist() == ["3", "3", "", "3", ""]
+    assert claims["treatment"].tolist() == ["a1 a2", "a1 a2", "", "a1 a2", ""]
+    assert claims["control"].tolist() == ["b1", "b1", "", "b1", ""]
     assert claims["verdict"].tolist() == ["inconclusive", "inconclusive", "", "inconclusive", ""]
     assert claims["outcome"].tolist() == ["finished", "finished", "failed", "failed", "finished"]
     assert claims["error"].tolist() == ["", "", "1 of 2 runs failed", "late", ""]
