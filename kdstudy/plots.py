@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -198,7 +199,7 @@ def effects(verdicts: Verdicts) -> Figure:
     style()
     drawn, grid = plt.subplots(
         len(panels),
-        figsize=(8.0, 1.2 + 0.45 * len(said) + 0.8 * len(panels)),
+        figsize=(9.0, 1.2 + 0.48 * len(said) + 0.8 * len(panels)),
         layout="constrained",
         height_ratios=[len(panel) + 0.6 for panel in panels],
         squeeze=False,
@@ -216,8 +217,8 @@ def _effects(axes: Axes, panel: Sequence[Mapping[str, Any]]) -> None:
     known = {place: r for place, r in enumerate(reversed(panel)) if r["effect"] is not None}
     for place, r in known.items():
         _effect(axes, place, r, scale)
-    names = [f"claim {r['number']}: {r['verdict']}, n = {r['n']}" for r in reversed(panel)]
-    axes.set_yticks(range(len(panel)), names)
+    names = [f"{r['number']}. {r['statement']}: {r['verdict']}, n\xa0=\xa0{r['n']}" for r in reversed(panel)]
+    axes.set_yticks(range(len(panel)), [textwrap.fill(name, 56) for name in names], fontsize="small")
     axes.set_ylim(-0.6, len(panel) - 0.4)
     ends = [scale * e for r in known.values() for e in (r["effect"], r["margin"], *r["interval"]) if e is not None]
     if ends:  # the grey of few seeds may reach far beyond what was measured
@@ -229,8 +230,10 @@ def _effect(axes: Axes, place: int, r: Mapping[str, Any], scale: float) -> None:
     """Draw a claim's effect and interval, what it is claimed to lie beyond, and how near to that nothing is seen."""
     colour = VERDICT_COLOURS[r["verdict"]]
     ends = [scale * (end if end is not None else r["effect"]) for end in r["interval"]]
-    margin, unseen = scale * r["margin"], scale * (r["smallest"] or 0.0)
-    axes.barh(place, 2 * unseen, 0.56, margin - unseen, color="0.87", zorder=0)
+    margin = scale * r["margin"]
+    if r["smallest"] is not None:
+        unseen = scale * r["smallest"]
+        axes.barh(place, 2 * unseen, 0.56, margin - unseen, color="0.87", zorder=0)
     axes.plot(ends, [place, place], color=colour, linewidth=2.5)
     axes.plot(scale * r["effect"], place, color=colour, marker="o", markersize=8)
     axes.plot([margin] * 2, [place - 0.35, place + 0.35], color="black", linestyle=":")

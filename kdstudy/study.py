@@ -102,8 +102,8 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
         store: where finished runs are kept; None takes the default one.
 
     Returns:
-        One row a run, in the order given: its key, network, method, parameters and teacher, `init`, what it starts
-        from, `total_epochs`, its epochs and those of the runs it starts from, its learning rate, its seed, its metrics
+        One row a run, in the order given: its key, network, method, parameters and teacher, with the teacher's method,
+        epochs and the length of its schedule (of a raw checkpoint it is longer); `init`, what it starts from, `total_epochs`, its epochs and those of the runs it starts from, its learning rate, its seed, its metrics
         (accuracies and shares in [0, 1], KL and NLL in nats; NaN where there is none), `status` "finished" or
         "failed", and `error`, which says why.
 
@@ -219,7 +219,9 @@ def _row(run: Run, found: Mapping[str, Result | None], failed: Mapping[str, str]
         "method": run.method,
         **{name: run.params.get(name, p.default) for name, p in declared.items()},
         "teacher": ", ".join(teacher.net.label for teacher in run.teachers),
+        "teacher_method": ", ".join(teacher.method for teacher in run.teachers),
         "teacher_epochs": max((teacher.recipe.last_epoch for teacher in run.teachers), default=0),
+        "teacher_schedule": max((teacher.recipe.epochs for teacher in run.teachers), default=0),
         "init": start_label(run.spec()),
         "total_epochs": run.total_epochs,
         "learning_rate": run.recipe.learning_rate,

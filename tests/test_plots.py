@@ -162,6 +162,21 @@ def test_the_effects_are_drawn_with_a_unit_for_each_axis() -> None:
     plt.close(drawn)
 
 
+def test_the_effects_stand_by_their_claims_before_what_could_not_be_seen() -> None:
+    judged = verdicts()
+    less = Claim("farther", "me", "test_kl", judged.claims[2].treatment, judged.claims[2].control, -0.25, "less")
+    judged = Verdicts([*judged.claims[:2], less])
+    drawn = plots.effects(judged)
+    names = [label.get_text().replace("\xa0", " ") for a in drawn.axes for label in a.get_yticklabels()]
+    assert names == ["2. nothing: inconclusive, n = 1", "1. better: supported, n = 5", "3. farther: supported, n = 5"]
+    for axes, number, scale in zip(drawn.axes, (0, 2), (100, 1), strict=True):
+        (grey,) = axes.patches
+        smallest, margin = scale * judged.smallest(number), scale * judged.claims[number].margin
+        assert [grey.get_x(), grey.get_x() + grey.get_width()] == pytest.approx([margin - smallest, margin + smallest])
+        assert {line.get_marker() for line in axes.lines if line.get_marker() in "<>"} == {">" if scale == 100 else "<"}
+    plt.close(drawn)
+
+
 def luminance(colour: str) -> float:
     parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]

@@ -85,6 +85,15 @@ def test_the_order_given_is_kept_where_nothing_speaks_against_it():
 # The table
 
 
+def test_teachers_of_one_network_and_as_many_epochs_are_told_apart():
+    raw = TEACHER.but(recipe=dataclasses.replace(TEACHER.recipe, epochs=2, stop=1))
+    students = [PLAIN.but(method="kd", teachers=(teacher,)) for teacher in (TEACHER, raw, STUDENT)]
+    table = study(students)
+    assert table["teacher_epochs"].tolist() == [1, 1, 1]
+    assert table["teacher_schedule"].tolist() == [1, 2, 1]
+    assert table["teacher_method"].tolist() == ["scratch", "scratch", "kd"]
+
+
 def test_one_row_a_run_in_the_order_given():
     runs = [STUDENT, PLAIN.but(method="label_smoothing", params={"smoothing": 0.2}, seed=2), PLAIN, STUDENT]
     table = study(runs)
