@@ -14,6 +14,8 @@ import sysconfig
 import textwrap
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ _INSTALLED = (
     *(Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
 _FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+_READ: ContextVar[dict[Callable[..., Any], str] | None] = ContextVar("_READ", default=None)
 
 
 def source_hash(thing: Callable[..., Any]) -> str:
@@ -46,6 +49,24 @@ def source_hash(thing: Callable[..., Any]) -> str:
         KDStudyError: if its source cannot be read, as for code typed into a bare interpreter, or is not
             what runs, as for a file that was edited after it was imported.
     """
+    if (read := _READ.get()) is None:
+        return _hash(thing)
+    if thing not in read:
+        read[thing] = _hash(thing)
+    return read[thing]
+
+
+@contextmanager
+def unedited() -> Iterator[None]:
+    """Take it that nothing is edited until the end of the context: each definition is read once, which is faster."""
+    token = _READ.set({} if _READ.get() is None else _READ.get())
+    try:
+        yield
+    finally:
+        _READ.reset(token)
+
+
+def _hash(thing: Callable[..., Any]) -> str:
     walk = _Walk()
     walk.definition(thing)
     return hashlib.sha256(repr(walk.said).encode()).hexdigest()[:16]

@@ -57,6 +57,7 @@ EACH = {
     "gap_map": "widgets.gap_map(runs)",
     "curves": "widgets.curves(runs)",
     "images": "widgets.images([taught, alone])",
+    "pair": "widgets.pair(alone, teacher, alphas=(0.5, 0.9), seeds=range(3))",
     "compare": "widgets.compare(runs)",
     "live": "widgets.Live(runs)",
 }

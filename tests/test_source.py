@@ -15,7 +15,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from kdstudy.errors import KDStudyError
-from kdstudy.source import source_hash
+from kdstudy.source import source_hash, unedited
 
 _numbers = itertools.count()
 
@@ -65,6 +65,16 @@ def test_in_a_notebook_comments_docstrings_and_layout_do_not_count(cells, defini
     lines = re.sub(r"\n( +)return weight", r"\n\1# why\n\n\1return weight", definition)
     assert cells(lines, HELPER.replace("\n", "  # a helper\n", 1)) == first
     assert cells(lines.replace("# why", "'What it does.'")) == first
+
+
+def test_an_edit_counts_once_nobody_says_that_there_is_none(cells):
+    with unedited():
+        first = cells(*BEFORE, FUNCTION)
+        with unedited():
+            assert cells("power = 4") == first
+        assert cells("power = 5") == first
+    assert cells("power = 3") == first
+    assert cells("power = 4") != first
 
 
 def test_names_that_a_definition_does_not_use_do_not_count(cells):

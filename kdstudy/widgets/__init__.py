@@ -12,6 +12,7 @@ from kdstudy.widgets.explorer import Explorer
 from kdstudy.widgets.gap import gap_map
 from kdstudy.widgets.kinds import kinds
 from kdstudy.widgets.live import Live
+from kdstudy.widgets.pair import pair
 from kdstudy.widgets.shown import Shown
 from kdstudy.widgets.soft import soft_labels
 
@@ -29,5 +30,6 @@ __all__ = [
     "gap_map",
     "images",
     "kinds",
+    "pair",
     "soft_labels",
 ]

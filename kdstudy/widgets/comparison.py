@@ -69,7 +69,7 @@ class Comparison(Explorer):
     def __init__(self, runs: Sequence[Run] | None, store: Store) -> None:
         self.all = runs is None
         self.rows: dict[tuple[Path, int], dict[str, Any]] = {}
-        self.store, self.runs = store, list(runs or ())
+        self.store, self.given = store, list(runs or ())
         self._read()
         names = tuple(self.table)
         pages = range(1, max(1, -(-len(self.table) // PAGE)) + 1)
@@ -114,7 +114,7 @@ class Comparison(Explorer):
 
     def _read(self) -> None:
         """Read the runs as a table with their state; what is known of finished ones is not read again."""
-        root, runs = self.store.root, None if self.all else self.runs
+        root, runs = self.store.root, None if self.all else self.given
         here, self.wrong = [], 0
         with reaching(root):
             there = {folder.name: folder for folder in folders(root, finished=True)}

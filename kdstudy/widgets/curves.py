@@ -208,7 +208,7 @@ def _figure(
             linewidth=1.6,
             label=name + {1: " (one seed)", 2: " (two seeds)"}.get(int(curve["n"].max()), ""),
         )
-        _spread(axes, curve, single[name], colour, share=text.endswith("(%)"))
+        spread(axes, curve, single[name], colour, share=text.endswith("(%)"))
     epochs = max(int(curve["epoch"].max()) for curve in drawn.values())
     axes.set(xlabel="epoch", ylabel=text, xlim=(0.5, max(epochs, 2) + 0.5))
     axes.set_title(f"{text[0].upper()}{text[1:]} by epoch")
@@ -217,8 +217,16 @@ def _figure(
     return figure
 
 
-def _spread(axes: Axes, curve: pd.DataFrame, single: Sequence[pd.DataFrame], colour: str, *, share: bool) -> None:
-    """Draw the intervals, those of a share within 0 to 100 %; of too few runs each run instead."""
+def spread(axes: Axes, curve: pd.DataFrame, single: Sequence[pd.DataFrame], colour: str, *, share: bool) -> None:
+    """Draw the intervals of a curve, those of a share within 0 to 100 %; of too few runs each run instead.
+
+    Args:
+        axes: where.
+        curve: as `by_epoch` returns it.
+        single: the same of each run by itself.
+        colour: the curve's.
+        share: whether it is of a share, in %.
+    """
     if curve["n"].max() < _BAND:
         for run in single if len(single) > 1 else ():
             axes.plot(run["epoch"], run["mean"], color=colour, linewidth=0.7, alpha=0.7)

@@ -46,19 +46,23 @@ def kinds(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return {names[kind]: list(members.values()) for kind, members in found.items()}
 
 
-def listed(runs: Iterable[Run]) -> list[Run]:
+def listed(runs: Iterable[Run], name: str = "runs") -> list[Run]:
     """Return the runs as a list; refuse what is none.
+
+    Args:
+        runs: the runs.
+        name: what they are called in an error.
 
     Raises:
         KDStudyError: naming what it is instead.
     """
     if isinstance(runs, Run):
-        raise KDStudyError("runs: must be several, or one as [run]")
+        raise KDStudyError(f"{name}: must be several, or one as [run]")
     found = list(runs)
     if wrong := [each for each in found if not isinstance(each, Run)]:
-        raise KDStudyError(f"runs: one is a {type(wrong[0]).__name__}, all must be a Run")
+        raise KDStudyError(f"{name}: one is a {type(wrong[0]).__name__}, all must be a Run")
     if not found:
-        raise KDStudyError("runs: there are none, at least one is needed")
+        raise KDStudyError(f"{name}: there are none, at least one is needed")
     return found
 
 
