@@ -161,7 +161,8 @@ def image_sheet(axes: Axes, data: Dataset, *, columns: int, rows: int) -> list[s
     sheet = torch.cat([part for strip in filled for part in (strip, blank)], dim=1)
     axes.imshow(sheet.squeeze(-1).numpy(), cmap="gray", interpolation="nearest")
     names = [data.classes[label] for label in labels]
-    axes.set_xticks([(w + 1) * i + w / 2 for i in range(columns)], names)
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right"} if max(map(len, names)) > 4 else {}
+    axes.set_xticks([(w + 1) * i + w / 2 for i in range(columns)], names, **slanted)
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.set_title(f"Training images of {columns} of the {data.num_classes} classes ({h} × {w} pixels)")

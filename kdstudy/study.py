@@ -103,7 +103,8 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
 
     Returns:
         One row a run, in the order given: its key, network, method, parameters and teacher, with the teacher's method,
-        epochs and the length of its schedule (of a raw checkpoint it is longer); `init`, what it starts from, `total_epochs`, its epochs and those of the runs it starts from, its learning rate, its seed, its metrics
+        epochs and the length of its schedule (longer for a raw checkpoint); `init`, what it starts from,
+        `total_epochs`, its epochs and those of the runs it starts from, its learning rate, its seed, its metrics
         (accuracies and shares in [0, 1], KL and NLL in nats; NaN where there is none), `status` "finished" or
         "failed", and `error`, which says why.
 

@@ -23,7 +23,8 @@ from kdstudy.data.folder import folder
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 STUDIES = report.studies(NOTEBOOKS)
-CLAIM = {"statement", "source", "metric", "effect", "interval", "margin", "n", "p", "p_holm", "verdict"}
+CLAIM = {"statement", "source", "metric", "direction", "effect", "interval", "margin", "n", "smallest", "p", "p_holm"}
+CLAIM |= {"correction", "verdict", "treatment", "control"}
 each_study = pytest.mark.parametrize("notebook", STUDIES.values(), ids=STUDIES)
 
 
@@ -116,10 +117,11 @@ Store._epochs = fails
 """
     book.cells.insert(4, nbformat.v4.new_code_cell(broken))
     nbformat.write(book, tmp_path / "07_broken.ipynb")
-    manifest = report.run_study(tmp_path / "07_broken.ipynb", {"scale": "smoke"}, tmp_path / "out")
+    values = {"scale": "smoke", "parts": ["depth", "switch"]}
+    manifest = report.run_study(tmp_path / "07_broken.ipynb", values, tmp_path / "out")
     assert manifest["outcome"] == "failed"
-    assert "2 of 14 runs failed, first resnet8 early_stopped_kd seed 0: RuntimeError: no such luck" in manifest["error"]
-    assert [claim["n"] for claim in manifest["claims"]] == [2, 2, 2, 2, 0, 2, 2]
+    assert "2 of 12 runs failed, first resnet8 early_stopped_kd seed 0: RuntimeError: no such luck" in manifest["error"]
+    assert [claim["n"] for claim in manifest["claims"]] == [2, 2, 2, 2, 0, 2]
     assert manifest["claims"][4]["verdict"] == "inconclusive"
 
 
@@ -127,7 +129,7 @@ def test_plain_papermill_runs_the_capacity_gap(tmp_path: Path) -> None:
     book = papermill.execute_notebook(
         STUDIES["capacity_gap"],
         tmp_path / "out.ipynb",
-        parameters={"scale": "smoke", "seeds": 1, "temperature": 2.0, "alpha": 0.5},
+        parameters={"scale": "smoke", "parts": ["depth"], "seeds": 1, "temperature": 2.0, "alpha": 0.5},
         progress_bar=False,
         execution_timeout=300,
         **report.QUIET,
@@ -139,7 +141,7 @@ def test_plain_papermill_runs_the_capacity_gap(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("temperature", "-1", "method 'kd': temperature = -1.0: must be a number greater than 0"),
+        ("temperature", "-1", "temperature = -1.0: must be a number greater than 0"),
         ("student", "resnet9", "unknown network 'resnet9': did you mean 'resnet8'?"),
     ],
 )
@@ -183,9 +185,10 @@ def test_capacity_gap_on_real_images(tmp_path: Path) -> None:
     assert folder(str(tmp_path / "images")).train_images.shape == (300, 32, 32, 3)
 
     given = {"dataset": f"folder:{tmp_path / 'images'}", "images": 250, "seeds": 2, "epochs": 2}
+    given["parts"] = '["depth", "switch", "early"]'
     texts = itertools.chain.from_iterable(("-p", name, str(value)) for name, value in given.items())
     status, said = run("capacity_gap", "--scale", "smoke", *texts, "--out", tmp_path / "out")
     assert status == 0, said
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["outcome"] == "finished"
-    assert [claim["n"] for claim in manifest["claims"]] == [2] * 7
+    assert [claim["n"] for claim in manifest["claims"]] == [2] * 8

@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from helpers import execute, sources
 from matplotlib import pyplot as plt
 
 from kdstudy import KDStudyError, exercises
@@ -22,33 +23,6 @@ from kdstudy.exercises import Exercise, Number, Verdict
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 PRIMER, SOLUTIONS = NOTEBOOKS / "00_primer.ipynb", NOTEBOOKS / "solutions" / "00_primer.ipynb"
 GUESSES = {"guess_favourite": 43, "guess_gain": "many", "guess_agreement": 97.5}
-
-
-def sources(notebook: Path) -> list[str]:
-    return [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
-
-
-def execute(notebook: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Execute a notebook's cells here, with some names given; return its names, and what its cells ended with."""
-    names: dict[str, Any] = {}
-    ended = []
-    for source in sources(notebook):
-        tree = ast.parse(source)
-        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, str(notebook), "exec"), names)
-        names |= {name: value for name, value in given.items() if name in names}
-        if last is not None:
-            ended.append(eval(compile(ast.Expression(last.value), str(notebook), "eval"), names))
-    return names, ended
-
-
-def opened(notebook: Path, **given: Any) -> dict[str, Any]:
-    """Execute a notebook's cells before its first text: parameters, settings, data, and runs."""
-    names: dict[str, Any] = {}
-    for source in sources(notebook)[:4]:
-        exec(source, names)
-        names |= {name: value for name, value in given.items() if name in names}
-    return names
 
 
 @pytest.fixture(scope="module")
@@ -207,18 +181,17 @@ def test_one_seed_and_no_labels_are_said_as_such(monkeypatch: pytest.MonkeyPatch
 )
 def test_what_is_out_of_range_is_refused_before_anything_is_trained(given: dict[str, Any], line: str) -> None:
     with pytest.raises(KDStudyError, match=re.escape(line)):
-        opened(PRIMER, scale="smoke", **given)
+        execute(PRIMER, {"scale": "smoke", **given}, until="runs")
 
 
 @pytest.mark.parametrize("scale", ["smoke", "quick"])
 def test_its_runs_are_those_of_the_capacity_gap(scale: str) -> None:
     """Who ran the one study does not wait for the other."""
-    ours = opened(PRIMER, scale=scale)
-    gap = NOTEBOOKS / "01_capacity_gap.ipynb"
-    theirs = opened(gap, scale=scale)
-    there = {kind.but(seed=seed).key for kind in theirs["kinds"] for seed in range(theirs["s"].seeds)}
+    ours, _ = execute(PRIMER, {"scale": scale}, until="runs")
+    theirs, _ = execute(NOTEBOOKS / "01_capacity_gap.ipynb", {"scale": scale}, until="kinds")
+    there = {run.key for kind in theirs["kinds"] for run in theirs["seeded"](kind)}
     assert {run.key for run in ours["runs"]} <= there
-    assert ours["teacher_run"].key in {run.key for run in theirs["teacher_runs"]}
+    assert ours["teacher_run"].key in {run.key for run in theirs["teacher"].values()}
 
 
 def checked(notebook: Path) -> list[str]:
