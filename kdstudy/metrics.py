@@ -123,7 +123,7 @@ def calibration_temperature(logits: Tensor, labels: Tensor) -> float:
         KDStudyError: if shapes or labels do not fit, or there are no samples.
 
     Example:
-        >>> sure = torch.tensor([[4.0, 0.0]] * 4)  # 98 % sure, three times in four right: right at log 3 / 4
+        >>> sure = torch.tensor([[4.0, 0.0]] * 4)  # 98 % sure, three times in four right: T = 4 / log 3
         >>> round(calibration_temperature(sure, torch.tensor([0, 0, 0, 1])), 3)
         3.641
 

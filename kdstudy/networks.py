@@ -72,14 +72,14 @@ class Net:
             args = {each.arg or "": ast.literal_eval(each.value) for each in call.keywords}
             if "" in args or len(args) < len(call.keywords):
                 raise ValueError
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             raise KDStudyError(f"network {shown(said)}: must be a name, or as in 'resnet8 (width=8)'") from None
         return Net(name.strip(), **args)
 
     @property
     def label(self) -> str:
         """The network in a table or a legend."""
-        said = ", ".join(f"{name}={value}" for name, value in self.args.items())
+        said = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
         return f"{self.name} ({said})" if said else self.name
 
     def spec(self) -> dict[str, Any]:

@@ -181,7 +181,8 @@ def seeds(table: pd.DataFrame, by: Sequence[str] = ("net", "method", "teacher", 
 EFFECTS = (
     "Paired by seed, n pairs each: mean and 95 % t-interval; dotted: what it is claimed to lie beyond, on the arrow's "
     "side. Grey: too near to that for these n to find such an effect with a chance of 80 %, after the correction. "
-    "The verdicts stand after Holm's correction, so an interval beyond the dotted line can be inconclusive."
+    "It may be cut off. The verdicts stand after that correction, Holm's, so an interval beyond the dotted line can be "
+    "inconclusive."
 )
 
 

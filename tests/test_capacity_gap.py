@@ -125,8 +125,8 @@ def test_where_nothing_does_anything_only_what_denies_an_effect_is_supported(jud
     }
     assert "contradicted" not in said.values()
     assert names["seen"] == "No gap can be made out"
-    assert any("there is nothing to explain" in caution for caution in names["cautions"])
-    assert "- **Why.** There is no gap to explain." in names["lines"]
+    assert any("no explanation of one can be tested" in caution for caution in names["cautions"])
+    assert "- **Why.** No gap is seen beyond doubt, so none can be explained." in names["lines"]
 
 
 @pytest.mark.parametrize(("seeds", "noise"), [(1, 0.001), (2, 0.02)])
@@ -152,6 +152,17 @@ def test_a_part_that_is_left_out_has_no_claims_and_is_named(judged: Any) -> None
     assert list(verdicts(names).values()) == ["supported"] * 6
 
 
+def test_a_further_student_that_is_the_student_counts_once(judged: Any) -> None:
+    names = judged(by_the_book, parts=["students"], others=["resnet8", "resnet8 (width=8)"])
+    assert [run.net.label for run in names["further"]] == ["resnet8 (width=8)"]
+
+
+def test_ends_that_round_to_the_same_epoch_or_to_the_last_are_one_before_it(judged: Any) -> None:
+    names = judged(by_the_book, parts=["early"], early=[0.5, 0.6, 0.99])
+    assert names["ends"] == [1]
+    assert sum("raw checkpoint" in claim.statement for claim in names["made"]) == 1
+
+
 def test_what_is_recommended_is_chosen_by_validation_not_by_test(judged: Any) -> None:
     def flattered(run: Run) -> dict[str, float]:
         best = {"validation_accuracy": 5.0} if run.method == "dist" else {}
@@ -166,6 +177,7 @@ def test_what_is_recommended_is_chosen_by_validation_not_by_test(judged: Any) ->
     [
         ({"parts": ["dept"]}, "unknown part 'dept': did you mean 'depth'?"),
         ({"teachers": ["resnet8", "resnet14"]}, "teachers: different ones = 2: must be an integer of at least 3"),
+        ({"stops": []}, "stops: how many = 0: must be an integer of at least 1"),
         ({"stops": [1.5]}, "stops = 1.5: must be a number"),
         ({"early": [0.0]}, "early = 0.0: must be a number"),
         ({"student": "resnet8 (widht=4)"}, "unknown parameter 'widht': did you mean 'width'?"),

@@ -109,7 +109,7 @@ def test_what_it_builds_on_is_its_teachers_and_its_start():
 
 
 def test_it_is_called_by_what_came_before():
-    assert SECOND.label == "resnet8 (width=4) kd by resnet8 after sp seed 7"
+    assert SECOND.label == "resnet8 (width=4) kd by resnet8 (width=6) after sp seed 7"
     assert label(SECOND.spec()) == SECOND.label
 
 

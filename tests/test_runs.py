@@ -303,7 +303,13 @@ def test_a_network_is_named_as_a_table_shows_it(text):
 @pytest.mark.parametrize(
     "text",
     ["resnet8(4)", "resnet8(width=x)", "resnet8(width=4", "resnet8(width=4)()", "resnet8(**{'width': 4})"]
-    + ["resnet8(width=4) + 1", "resnet8(width=4, width=5)", "resnet8(width=__import__('os').getpid())", "resnet8(\0)"],
+    + [
+        "resnet8(width={[]: 1})",
+        "resnet8(width=4) + 1",
+        "resnet8(width=4, width=5)",
+        "resnet8(width=__import__('os').getpid())",
+        "resnet8(\0)",
+    ],
 )
 def test_what_is_no_network_is_refused_and_not_executed(text):
     with pytest.raises(KDStudyError, match=r"^network .*: must be a name, or as in 'resnet8 \(width=8\)'$"):

@@ -92,6 +92,7 @@ def test_teachers_of_one_network_and_as_many_epochs_are_told_apart():
     assert table["teacher_epochs"].tolist() == [1, 1, 1]
     assert table["teacher_schedule"].tolist() == [1, 2, 1]
     assert table["teacher_method"].tolist() == ["scratch", "scratch", "kd"]
+    assert study([TEACHER, raw])["schedule"].tolist() == [1, 2]
 
 
 def test_one_row_a_run_in_the_order_given():

@@ -8,13 +8,13 @@ from kdstudy.method import METHODS, Hard, Method, Scaled, Soft, Sum
 def kd(temperature: float = 4.0, alpha: float = 0.9, teacher_temperature: float | None = None) -> Method:
     """Distillation of the softened logits (Hinton, Vinyals & Dean 2015).
 
-    L = (1 − α) CE(y, p_s) + α T² KL(p_t^T ‖ p_s^T)
+    L = (1 − α) CE(y, p_s) + α T² KL(p_t^T' ‖ p_s^T), T' = T unless the teacher has a temperature of its own
 
     Args:
         temperature: T, greater than 0; it softens both networks' outputs in the second term.
         alpha: α, in [0, 1]: the weight of the teacher. Gnosis and CheckpointKD call the other weight α.
-        teacher_temperature: a temperature of the teacher alone, greater than 0: p_t is softened by it, p_s by T, and
-            the factor stays T². A teacher calibrated at temperature c has c T. None takes T.
+        teacher_temperature: T', a temperature of the teacher alone, greater than 0; the factor stays T². A teacher
+            calibrated at temperature c has T' = c T. None takes T.
 
     Returns:
         The method, with the terms "hard" and "soft".
@@ -27,7 +27,7 @@ def kd(temperature: float = 4.0, alpha: float = 0.9, teacher_temperature: float 
         ['logits']
 
     Source:
-        The calibrated teacher is Yang & Song's (2021); larger teachers softened more are Li et al.'s (2022).
+        The calibrated teacher is Yang & Song's (2021).
     """
     check_number("alpha", alpha, low=0, high=1)
     return Sum(Scaled(1 - alpha, Hard()), Scaled(alpha, Soft(temperature, teacher_temperature)))
