@@ -292,7 +292,7 @@ def test_a_study_runs_replayed_and_live_by_turns(monkeypatch: pytest.MonkeyPatch
     )
     assert said["values"] == {"replayed": [200.0, 200.0], "live": [500.0, 500.0]}
     assert (said["ratios"], said["ok"]) == ({"live / replayed": 2.5}, True)
-    monkeypatch.setattr(studying, "run_study", lambda arguments: passes(310.0))
+    monkeypatch.setattr(studying, "run_study", lambda arguments: passes(250.0))
     assert studying.replay_or_live(("capacity_gap",), 1)["ok"] is False
 
 

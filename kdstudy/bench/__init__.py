@@ -30,7 +30,7 @@ CLAIMS = {
     "students": "the tenth student under a teacher costs at most 1.15 times an undistilled student of its recipe",
     "growth": "what a run costs grows in proportion to epochs and images",
     "agreement": "replaying gives bit for bit what recording gives, and what a live teacher gives but for rounding",
-    "study": "the capacity-gap study at quick, replayed, takes at most 300 seconds",
+    "study": "the capacity-gap study at quick, replayed, takes at most 240 seconds",
 }
 
 

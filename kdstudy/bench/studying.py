@@ -23,7 +23,7 @@ from kdstudy.runs import Run
 from kdstudy.store import Store
 
 QUICK = ("capacity_gap", "--scale", "quick")
-BOUND = 300.0  # seconds that the replayed study may take
+BOUND = 240.0  # seconds that the replayed study may take
 
 
 def study(repeats: int) -> Iterator[dict[str, Any]]:
