@@ -9,7 +9,7 @@ import pandas
 import pytest
 from scipy import stats
 
-from kdstudy.claims import t_interval
+from kdstudy.claims import minus, t_interval
 from kdstudy.errors import KDStudyError
 from kdstudy.nets import NETWORKS
 from kdstudy.published import published
@@ -145,6 +145,30 @@ def test_the_words_beside_the_results_give_their_numbers():
     assert all(re.search(rf"\b{n}\s+{verdict}\b", words) for verdict, n in verdicts.items())
     teachers = table[table.seed >= 1000].drop_duplicates("run").test_accuracy
     assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
+
+
+def test_the_differences_told_beside_the_results_are_those_of_the_table():
+    words = (RESULTS / "README.md").read_text().replace("\n", " ")
+    table = pandas.read_csv(RESULTS / "capacity_gap_course.csv", comment="#").query(
+        "seed < 1000 and total_epochs == 10"
+    )
+    table = table.assign(way=table.apply(way, axis=1))
+
+    def taught(teacher, how="KD", net="resnet8 (width=8)"):
+        return table[(table.way == how) & (table.teacher == teacher) & (table.net == net)]
+
+    def gap(how):
+        return minus(taught("resnet56 (width=8)", how), taught("resnet20 (width=8)", how), "test_accuracy")
+
+    nets = ("8 (width=8)", "20 (width=8)", "56 (width=8)", "8", "8 (width=32)")
+    twin, middle, big, usual, widest = (f"resnet{net}" for net in nets)
+    steps = [minus(taught(widest, net=net), taught(usual, net=net), "test_accuracy") for net in (twin, usual)]
+    told = [(taught(twin), taught(big)), (taught(widest), taught(usual)), steps[::-1], (gap("KD until 50%"), gap("KD"))]
+    told += [(taught(widest, net=usual), taught(usual, net=usual)), (taught(big, "dist"), taught(big))]
+    told += [(taught(teacher, "KD until 50%"), taught(teacher)) for teacher in (twin, middle)]
+    ends = [t_interval(100 * minus(*pair, "test_accuracy").test_accuracy) for pair in told]
+    said = [f"{signed(mean)} [{signed(low)}, {signed(high)}]" for mean, low, high in ends]
+    assert [each for each in said if each not in words] == []
 
 
 def kind(row):
