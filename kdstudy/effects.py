@@ -49,6 +49,48 @@ def t_interval(values: Sequence[float] | np.ndarray | pd.Series) -> tuple[float,
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
+def fieller(above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """Return the ratio of two means of paired values with its 95 % interval, by Fieller's theorem.
+
+    The interval holds every ρ with |x̄ − ρ ȳ| <= t_{n−1, 0.975} s(x − ρ y) / √n: those that a t-test of x − ρ y does not
+    reject.
+
+    Args:
+        above: x, the values whose mean is divided, n of them.
+        below: y, the values by whose mean it is divided, paired with x.
+
+    Returns:
+        x̄ / ȳ and the interval's ends. Where ȳ's own t-interval holds 0 there is no such interval, since the ratio may
+        be anything: then all three are not numbers (NaN), as they are for fewer than two pairs.
+
+    Raises:
+        KDStudyError: if there are not as many of the one as of the other.
+
+    Example:
+        >>> [round(end, 3) for end in fieller([1.0, 1.2, 0.9], [2.0, 2.3, 1.9])]
+        [0.5, 0.421, 0.549]
+        >>> fieller([1.0, 1.2, 0.9], [0.5, -0.5, 0.1])
+        (nan, nan, nan)
+
+    Source:
+        Fieller 1954.
+    """
+    x, y = (np.asarray(each, dtype=float) for each in (above, below))
+    if x.shape != y.shape:
+        raise KDStudyError(f"{len(x)} values above, {len(y)} below: must be pairs")
+    if len(x) < 2:
+        return math.nan, math.nan, math.nan
+    from scipy import stats
+
+    share = stats.t.ppf(1 - LEVEL / 2, len(x) - 1) ** 2 / len(x)
+    (xx, xy), (_, yy) = np.cov(x, y)
+    a, b, c = y.mean() ** 2 - share * yy, x.mean() * y.mean() - share * xy, x.mean() ** 2 - share * xx
+    if a <= 0:
+        return math.nan, math.nan, math.nan
+    half = math.sqrt(max(0.0, b**2 - a * c))
+    return float(x.mean() / y.mean()), float((b - half) / a), float((b + half) / a)
+
+
 def smallest_seen(spread: float, n: int, level: float = LEVEL) -> float:
     """Return the smallest effect that a two-sided t-test of n values would see with a chance of 80 %.
 

@@ -217,3 +217,67 @@ def kl(student: Tensor, teacher: Tensor) -> float:
     """
     log_s, log_t = (z.log_softmax(1) for z in _paired(student, teacher))
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True).item()
+
+
+def cka(features: Tensor, others: Tensor) -> float:
+    """Return how alike two representations of the same samples are: linear CKA, unbiased.
+
+    CKA = HSIC₁(K, L) / √(HSIC₁(K, K) HSIC₁(L, L)), with K = X Xᵀ, L = Y Yᵀ and the unbiased
+    HSIC₁(K, L) = ⟨K̂, L̂⟩ / (n (n − 3)), K̂ and L̂ as `centred_gram` returns them.
+
+    Args:
+        features: X (N, p), with N at least 4.
+        others: Y (N, q), of the same samples.
+
+    Returns:
+        1 for representations that are equal but for a rotation, a shift and a scale, about 0, also slightly negative,
+        for independent ones, however many dimensions they have; NaN where one says the same of all samples.
+
+    Raises:
+        KDStudyError: if they are not of equally many samples, at least 4.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, 1.0]])
+        >>> round(cka(x, 5 * x.flip(1)), 6), round(cka(x, x[:, :1]), 3)
+        (1.0, 0.986)
+
+    Source:
+        Kornblith et al. 2019; the unbiased estimate as in Nguyen et al. 2021, of Song et al. 2012. The usual biased one
+        comes near 1 for any two representations of more dimensions than samples.
+    """
+    if len(features) != len(others):
+        raise KDStudyError(f"features of {len(features)} and {len(others)} samples: must be of the same")
+    k, m = centred_gram(features), centred_gram(others)
+    return ((k * m).sum() / (k.square().sum() * m.square().sum()).sqrt()).item()
+
+
+def centred_gram(features: Tensor) -> Tensor:
+    """Return the inner products of some samples' features, centred so that those of independent ones average to 0.
+
+    K̂_ij = K_ij − r_i / (n − 2) − r_j / (n − 2) + s / ((n − 1)(n − 2)) for i ≠ j, and 0 for i = j, with K = X Xᵀ
+    without its diagonal, r its sums by row and s their sum.
+
+    Args:
+        features: X (N, p), with N at least 4.
+
+    Returns:
+        K̂ (N, N), in double; its rows sum to 0.
+
+    Raises:
+        KDStudyError: if they are not (N, p) with N of at least 4.
+
+    Example:
+        >>> [round(value, 3) for value in centred_gram(torch.tensor([[0.0], [1.0], [2.0], [3.0]]))[0].tolist()]
+        [0.0, 1.167, -0.333, -0.833]
+
+    Source:
+        Székely & Rizzo 2014, "U-centering"; ⟨K̂, L̂⟩ / (n (n − 3)) is the unbiased HSIC of Song et al. 2012.
+    """
+    if features.ndim != 2 or len(features) < 4:
+        raise KDStudyError(f"features {tuple(features.shape)}: must be (N, p) with N of at least 4")
+    x = features.detach()
+    x = x - x.mean(0)  # a shift changes nothing, but would cost digits
+    k = (x @ x.T).cpu().double().fill_diagonal_(0.0)
+    n, r = len(k), k.sum(1)
+    k = k - (r[:, None] + r[None, :]) / (n - 2) + r.sum() / ((n - 1) * (n - 2))
+    return k.fill_diagonal_(0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,7 +85,13 @@ def _stage(
 
 
 def resnet(
-    depth: int, num_classes: int, channels: int, width: int, residual: bool | None, stem: int | None = None
+    depth: int,
+    num_classes: int,
+    channels: int,
+    width: int,
+    residual: bool | None,
+    stem: int | None = None,
+    identity: float = 0.0,
 ) -> Staged:
     """Return a ResNet of depth 6n + 2: a 3x3 convolution, three stages of n blocks, a linear classifier.
 
@@ -100,28 +107,43 @@ def resnet(
             where the shape changes. True and False are twins of equal parameter count: True keeps every s
             (subsampling and zero padding where the shape changes), False cuts every s.
         stem: channels of the first convolution; None makes them `width`.
+        identity: λ, in [0, 1]: the blocks' convolutions start from λ δ + (1 − λ) W, with W the usual random weights
+            and δ those that hand on each channel as it is. A deep plain network then starts near one with
+            shortcuts, which eases its training without shortcuts or further parameters.
 
     Returns:
         A network for images (B, channels, H, W) of any size.
 
     Raises:
-        KDStudyError: if depth, width or residual is not one of these.
+        KDStudyError: if depth, width, residual or identity is not one of these.
 
     Example:
         >>> sum(p.numel() for p in resnet(20, 100, 3, 16, None).parameters())
         278324
 
     Source:
-        He et al. 2016, section 4.2; 1x1 shortcuts as in RepDistiller's ``models/resnet.py``.
+        He et al. 2016, section 4.2; 1x1 shortcuts as in RepDistiller's ``models/resnet.py``; `identity` after
+        Zagoruyko & Komodakis 2017 (DiracNets), who keep it as a term of the weights where here it is their start.
     """
     check_number("width", width, low=1, whole=True)
+    check_number("identity", identity, low=0, high=1)
     if depth < 8 or depth % 6 != 2:
         raise KDStudyError(f"depth = {depth!r}: must be 6n + 2 with n of at least 1")
     if residual is not None and not isinstance(residual, bool):
         raise KDStudyError(f"residual = {residual!r}: must be True, False or left out")
     n, first, last = (depth - 2) // 6, stem or width, 4 * width
     shapes = ((first, width, 1), (width, 2 * width, 2), (2 * width, last, 2))
-    return assemble(_stem(channels, first), [_stage(n, *shape, residual) for shape in shapes], [], last, num_classes)
+    net = assemble(_stem(channels, first), [_stage(n, *shape, residual) for shape in shapes], [], last, num_classes)
+    if identity:
+        _near_identity(net, identity)
+    return net
+
+
+def _near_identity(net: Staged, share: float) -> None:
+    """Mix the weights of each block's convolutions with those that hand on every channel as it is."""
+    bodies = [part.body for part in net.modules() if isinstance(part, Block)]
+    for weight in (part.weight for body in bodies for part in body if isinstance(part, nn.Conv2d)):
+        weight.data.lerp_(nn.init.dirac_(torch.empty_like(weight)), share)
 
 
 def _stem(channels: int, width: int) -> nn.Module:
@@ -166,8 +188,14 @@ def resnet4(blocks: Sequence[int], bottleneck: bool, num_classes: int, channels:
 
 
 def _factory(depth: int) -> Callable[..., Staged]:
-    def factory(num_classes: int = 10, channels: int = 3, width: int = 16, residual: bool | None = None) -> Staged:
-        return resnet(depth, num_classes, channels, width, residual)
+    def factory(
+        num_classes: int = 10,
+        channels: int = 3,
+        width: int = 16,
+        residual: bool | None = None,
+        identity: float = 0.0,
+    ) -> Staged:
+        return resnet(depth, num_classes, channels, width, residual, identity=identity)
 
     return factory
 

@@ -1,0 +1,133 @@
+"""Figures of what surrounds and what is inside a network: slices of its loss, and how alike layers are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+
+from kdstudy.landscape import Slice
+from kdstudy.plots import COLOURS
+
+SHADES = "cividis"  # which readers with any kind of colour vision read alike
+
+
+def common(slices: Iterable[Slice]) -> tuple[float, float]:
+    """Return the lowest and the highest finite loss of some slices: the scale that they are drawn on together.
+
+    Args:
+        slices: at least one.
+
+    Returns:
+        Both in nats, the lower at least 0.001, the higher one above it.
+
+    Example:
+        >>> import torch
+        >>> common([Slice(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([[4.0, 0.5, math.inf]]))])
+        (0.5, 4.0)
+    """
+    found = np.concatenate([each.losses.numpy().ravel() for each in slices])
+    finite = found[np.isfinite(found)]
+    low = max(1e-3, float(finite.min(initial=math.inf))) if len(finite) else 1e-3
+    high = float(finite.max(initial=0.0)) if len(finite) else 1.0
+    return low, max(high, 1.01 * low)
+
+
+def line(axes: Axes, found: Slice, *, label: str, number: int = 0, linestyle: str = "-") -> None:
+    """Draw the loss along lines through a network's weights, the mean of them and, faintly, each.
+
+    Args:
+        axes: where.
+        found: the slice, of lines.
+        label: what it is, for the legend.
+        number: which colour.
+        linestyle: how the mean is drawn.
+    """
+    steps, losses = found.steps.numpy(), found.losses.numpy()
+    colour = COLOURS[number % len(COLOURS)]
+    if len(losses) > 1:
+        axes.plot(steps, losses.T, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, losses.mean(0), color=colour, label=label, linestyle=linestyle, linewidth=2)
+    axes.set_yscale("log")
+
+
+def contours(axes: Axes, found: Slice, low: float, high: float) -> Any:
+    """Draw the loss on a plane through a network's weights by its contours, on a logarithmic scale.
+
+    Args:
+        axes: where.
+        found: the slice, a plane.
+        low: where the scale begins, greater than 0.
+        high: where it ends; what is higher has the last shade.
+
+    Returns:
+        What a colour bar is made from.
+    """
+    steps, losses = found.steps.numpy(), found.losses.numpy()
+    levels = np.geomspace(low, high, 13)
+    shown = np.ma.masked_invalid(np.clip(np.where(np.isinf(losses), high, losses), low, high))
+    drawn = axes.contourf(steps, steps, shown, levels=levels, norm=LogNorm(low, high), cmap=SHADES, extend="max")
+    axes.contour(steps, steps, shown, levels=levels, colors="white", linewidths=0.4)
+    axes.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=2)
+    axes.set_aspect("equal")
+    axes.grid(visible=False)
+    return drawn
+
+
+def surface(axes: Any, found: Slice, low: float, high: float, *, turn: float = 30.0) -> None:
+    """Draw the loss on a plane through a network's weights as a surface that can be turned.
+
+    Args:
+        axes: where, with ``projection="3d"``.
+        found: the slice, a plane.
+        low: where the scale begins, greater than 0.
+        high: where it ends; what is higher is drawn there.
+        turn: from where it is seen, in degrees around the vertical.
+    """
+    a, b = np.meshgrid(found.steps.numpy(), found.steps.numpy())
+    losses = np.nan_to_num(found.losses.numpy(), nan=high, posinf=high)
+    heights, ends = np.log10(np.clip(losses, low, high)), (math.log10(low), math.log10(high))
+    axes.plot_surface(a, b, heights, cmap=SHADES, vmin=ends[0], vmax=ends[1], rstride=1, cstride=1, linewidth=0.2)
+    axes.set_zlim(*ends)
+    whole = range(math.ceil(ends[0]), math.floor(ends[1]) + 1)
+    axes.set_zticks([*whole], [f"{10.0**power:g}" for power in whole])
+    axes.view_init(elev=30, azim=turn)
+
+
+def alike(axes: Axes, found: pd.DataFrame) -> Any:
+    """Draw how alike the layers of two networks are, the first layers at the lower left.
+
+    Args:
+        axes: where.
+        found: as `representations.cka` returns it.
+
+    Returns:
+        What a colour bar is made from.
+    """
+    drawn = axes.imshow(found.to_numpy(), origin="lower", vmin=0, vmax=1, cmap=SHADES, interpolation="nearest")
+    for names, place, limits in (
+        (found.columns, axes.set_xticks, {"rotation": 90}),
+        (found.index, axes.set_yticks, {}),
+    ):
+        starts = _stages([str(name) for name in names])
+        place(list(starts.values()), list(starts), fontsize="small", **limits)
+    axes.grid(visible=False)
+    return drawn
+
+
+def _stages(names: list[str]) -> dict[str, int]:
+    """Return where each stage begins.
+
+    Example:
+        >>> _stages(["stem", "stage1.0.body.2", "stage1.0", "stage2.0", "logits"])
+        {'stem': 0, 'stage1': 1, 'stage2': 3, 'logits': 4}
+    """
+    starts: dict[str, int] = {}
+    for number, name in enumerate(names):
+        starts.setdefault(name.partition(".")[0], number)
+    return starts
