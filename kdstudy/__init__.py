@@ -4,7 +4,22 @@ A notebook describes its trainings as `Run` values and asks `study` for them as 
 store is read, what is missing is trained.
 """
 
-from kdstudy import claims, data, losses, methods, metrics, nets, plots, report, runs, schedules, widgets
+from kdstudy import (
+    claims,
+    data,
+    landscape,
+    losses,
+    maps,
+    methods,
+    metrics,
+    nets,
+    plots,
+    report,
+    representations,
+    runs,
+    schedules,
+    widgets,
+)
 from kdstudy.claims import Claim, Verdicts
 from kdstudy.data import DATASETS, Data, Views
 from kdstudy.errors import KDStudyError
@@ -48,13 +63,16 @@ __all__ = [
     "claims",
     "conclude",
     "data",
+    "landscape",
     "losses",
+    "maps",
     "methods",
     "metrics",
     "nets",
     "plots",
     "published",
     "report",
+    "representations",
     "runs",
     "schedules",
     "settings",

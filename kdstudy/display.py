@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -103,8 +104,13 @@ class Display:
             self.handle.update(page)
 
 
+_WITHIN = ContextVar("whether what is worked on is a part of what is shown", default=False)
+
+
 class Working:
     """Shows how far a piece of work is, at most once a second, in a log every ten; short work not at all.
+
+    Work within work is not shown: one line says how far the whole is.
 
     Args:
         what: what is being done, such as "decoding 60,000 images".
@@ -113,13 +119,16 @@ class Working:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
+        self.within = _WITHIN.get()
         self.due = time.monotonic() + _QUIET
         self.display: Display | None = None
 
     def __enter__(self) -> Working:
+        self.before = _WITHIN.set(True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        _WITHIN.reset(self.before)
         if self.display is not None:
             if kind is None:
                 self.display.show(f"{self.what}: done", 1.0)
@@ -128,7 +137,7 @@ class Working:
     def add(self, steps: int) -> None:
         """Count some steps as done."""
         self.done += steps
-        if (now := time.monotonic()) < self.due:
+        if (now := time.monotonic()) < self.due or self.within:
             return
         self.display = self.display or Display()
         self.due = now + (1.0 if self.display.live else 10.0)

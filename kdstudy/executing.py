@@ -68,8 +68,12 @@ class Executed:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the runs that were asked for, each once."""
-        return list({row["run"]: row for line in self.told for row in line.get("rows", [])}.values())
+        """The rows of the runs that were asked for, each once, with what the notebook has measured of them besides."""
+        found = {row["run"]: row for line in self.told for row in line.get("rows", [])}
+        for measured in (row for line in self.told for row in line.get("measured", [])):
+            if row := found.get(measured["run"]):
+                row |= {name: value for name, value in measured.items() if name not in row}
+        return list(found.values())
 
 
 def execute(

@@ -148,6 +148,7 @@ def line(
     Source:
         Goodfellow et al. 2015; Li et al. 2018.
     """
+    _check_steps(steps)
     ways = directions(net, number, seed)
     places = [(i, j) for i in range(number) for j in range(steps)]
     return _slice(net, x, y, [[way] for way in ways], places, steps, radius, loss, seconds)
@@ -194,6 +195,7 @@ def plane(
     Source:
         Li et al. 2018.
     """
+    _check_steps(steps)
     places = [(i, j) for i in range(steps) for j in range(steps)]
     return _slice(net, x, y, [directions(net, 2, seed)], places, steps, radius, loss, seconds)
 
@@ -211,10 +213,7 @@ def _slice(
 ) -> Slice:
     """Return the loss at some places of lines, a direction each, or of one plane of two directions."""
     _check(x, y, seconds)
-    check_number("steps", steps, low=3, whole=True)
     check_number("radius", radius, low=0, above=True)
-    if steps % 2 == 0:
-        raise KDStudyError(f"steps = {steps}: must be odd, so that the trained weights are one of them")
     along = torch.linspace(-radius, radius, steps)
     along[steps // 2] = 0.0
     flat = len(ways[0]) == 2
@@ -237,6 +236,12 @@ def _slice(
     if not flat:
         losses[:, middle] = losses[0, middle]  # one and the same point
     return Slice(along, losses)
+
+
+def _check_steps(steps: int) -> None:
+    check_number("steps", steps, low=3, whole=True)
+    if steps % 2 == 0:
+        raise KDStudyError(f"steps = {steps}: must be odd, so that the trained weights are one of them")
 
 
 def _check(x: Tensor, y: Tensor, seconds: float) -> None:
@@ -274,6 +279,10 @@ class _Hessian:
 
     def times(self, vector: list[Tensor]) -> list[Tensor]:
         """Return H v, by differentiating the gradient's product with v (Pearlmutter 1994)."""
+        with torch.enable_grad():
+            return self._times(vector)
+
+    def _times(self, vector: list[Tensor]) -> list[Tensor]:
         total = [torch.zeros_like(w) for w in self.parameters]
         for part in _losses(self.net, self.x, self.y, self.loss):
             gradient = torch.autograd.grad(part, self.parameters, create_graph=True, materialize_grads=True)
@@ -283,11 +292,11 @@ class _Hessian:
                 torch._foreach_add_(total, found)
         return total
 
-    def draw(self, seed: int, purpose: str, number: int) -> list[Tensor]:
-        """Return a vector of random signs."""
-        stream = torch.Generator().manual_seed(derive_seed(seed, purpose, number))
-        signs = (torch.randint(2, w.shape, generator=stream) * 2 - 1 for w in self.parameters)
-        return [sign.to(w) for sign, w in zip(signs, self.parameters, strict=True)]
+    def draw(self, seed: int, *purpose: str | int, signs: bool = False) -> list[Tensor]:
+        """Return a vector of normally distributed numbers, or of their signs."""
+        stream = torch.Generator().manual_seed(derive_seed(seed, *purpose))
+        drawn = (torch.randn(w.shape, generator=stream).to(w) for w in self.parameters)
+        return [torch.where(part < 0, -1.0, 1.0).to(part) if signs else part for part in drawn]
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
@@ -343,14 +352,15 @@ def top_eigenvalue(
     check_number("tolerance", tolerance, low=0)
     check_number("seed", seed, low=0, whole=True)
     hessian, end = _Hessian(net, x, y, loss), time.monotonic() + seconds
-    v = hessian.draw(seed, "power", 0)
+    v = hessian.draw(seed, "power")
     v = [part / _dot(v, v).sqrt() for part in v]
     found = Estimate(math.nan, math.inf, 0)
     with Working("the largest eigenvalue", iterations) as shown, evaluating(net):
         while found.products < iterations:
             moved = hessian.times(v)
             size, value = _finite(_dot(moved, moved).sqrt()), _dot(v, moved).item()
-            found = Estimate(value, math.sqrt(max(0.0, size**2 - value**2)), found.products + 1)
+            left = torch._foreach_sub(moved, torch._foreach_mul(v, value))  # √(‖H v‖² − λ²) would lose half its digits
+            found = Estimate(value, _dot(left, left).sqrt().item(), found.products + 1)
             shown.add(1)
             if found.error <= tolerance * abs(value) or time.monotonic() > end:
                 break
@@ -405,7 +415,7 @@ def trace(
     found: list[float] = []
     with Working("the trace", draws) as shown, evaluating(net):
         while len(found) < draws and (len(found) < 2 or time.monotonic() <= end):
-            z = hessian.draw(seed, "trace", len(found))
+            z = hessian.draw(seed, "trace", len(found), signs=True)
             found.append(_finite(_dot(z, hessian.times(z))))
             shown.add(1)
     each = torch.tensor(found, dtype=torch.double)

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kdstudy.landscape import Slice
 from kdstudy.plots import COLOURS
@@ -48,12 +50,34 @@ def line(axes: Axes, found: Slice, *, label: str, number: int = 0, linestyle: st
         number: which colour.
         linestyle: how the mean is drawn.
     """
-    steps, losses = found.steps.numpy(), found.losses.numpy()
+    steps, losses = found.steps.numpy(), found.losses.double().numpy()  # a mean of large floats may overflow
     colour = COLOURS[number % len(COLOURS)]
     if len(losses) > 1:
         axes.plot(steps, losses.T, color=colour, alpha=0.25, linewidth=0.8)
     axes.plot(steps, losses.mean(0), color=colour, label=label, linestyle=linestyle, linewidth=2)
     axes.set_yscale("log")
+    _plainly(axes.yaxis)
+
+
+def _plainly(axis: Any) -> None:
+    """Label a logarithmic axis with numbers as one writes them, for figures leave formulas as they are."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def bar(drawn: Figure, shades: Any, panels: Any, label: str) -> None:
+    """Draw the colour bar that some panels share.
+
+    Args:
+        drawn: the figure.
+        shades: what `contours` or `alike` returned.
+        panels: the axes it belongs to.
+        label: what the shades mean, with its unit.
+    """
+    added = drawn.colorbar(shades, ax=panels, label=label, shrink=0.8)
+    if isinstance(shades.norm, LogNorm):
+        _plainly(added.ax.yaxis)
 
 
 def contours(axes: Axes, found: Slice, low: float, high: float) -> Any:
@@ -68,7 +92,7 @@ def contours(axes: Axes, found: Slice, low: float, high: float) -> Any:
     Returns:
         What a colour bar is made from.
     """
-    steps, losses = found.steps.numpy(), found.losses.numpy()
+    steps, losses = found.steps.numpy(), found.losses.double().numpy()  # in floats `low` may be below itself
     levels = np.geomspace(low, high, 13)
     shown = np.ma.masked_invalid(np.clip(np.where(np.isinf(losses), high, losses), low, high))
     drawn = axes.contourf(steps, steps, shown, levels=levels, norm=LogNorm(low, high), cmap=SHADES, extend="max")
@@ -110,12 +134,9 @@ def alike(axes: Axes, found: pd.DataFrame) -> Any:
         What a colour bar is made from.
     """
     drawn = axes.imshow(found.to_numpy(), origin="lower", vmin=0, vmax=1, cmap=SHADES, interpolation="nearest")
-    for names, place, limits in (
-        (found.columns, axes.set_xticks, {"rotation": 90}),
-        (found.index, axes.set_yticks, {}),
-    ):
+    for names, place, rotation in ((found.columns, axes.set_xticks, 90), (found.index, axes.set_yticks, 0)):
         starts = _stages([str(name) for name in names])
-        place(list(starts.values()), list(starts), fontsize="small", **limits)
+        place(list(starts.values()), list(starts), fontsize="small", rotation=rotation)
     axes.grid(visible=False)
     return drawn
 

@@ -276,7 +276,8 @@ def centred_gram(features: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) < 4:
         raise KDStudyError(f"features {tuple(features.shape)}: must be (N, p) with N of at least 4")
     x = features.detach()
-    x = x - x.mean(0)  # a shift changes nothing, but would cost digits
+    x = x - x[:1]  # a shift changes nothing, but would cost digits; what is the same of all samples becomes 0 exactly
+    x = x - x.mean(0)
     k = (x @ x.T).cpu().double().fill_diagonal_(0.0)
     n, r = len(k), k.sum(1)
     k = k - (r[:, None] + r[None, :]) / (n - 2) + r.sum() / ((n - 1) * (n - 2))

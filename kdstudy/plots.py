@@ -43,10 +43,13 @@ def style() -> None:
     )
 
 
-def figure(columns: int = 1, *, width: float = 7.0, height: float = 4.4, **options: Any) -> tuple[Figure, Any]:
+def figure(
+    columns: int = 1, *, rows: int = 1, width: float = 7.0, height: float = 4.4, **options: Any
+) -> tuple[Figure, Any]:
     """Return a styled figure and its axes, laid out so that labels do not collide."""
     style()
-    return plt.subplots(1, columns, figsize=(width * columns**0.7, height), layout="constrained", **options)
+    size = (width * columns**0.7, height * rows**0.7)
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
 
 
 def sheet(columns: int = 1, *, width: float = 7.0, height: float = 4.4) -> tuple[Figure, Any]:

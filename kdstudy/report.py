@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdstudy.account import tell
 from kdstudy.claims import MIME
 from kdstudy.errors import KDStudyError
 from kdstudy.executing import QUIET, TIMEOUTS, Executed, execute, one_line
@@ -31,10 +32,12 @@ PACKAGES = ("kdstudy", "torch", "torchvision", "numpy", "pandas", "scipy", "matp
 
 
 def conclude(table: pd.DataFrame) -> None:
-    """End a study: nothing happens if all its runs finished.
+    """End a study: nothing is said if all its runs finished.
+
+    What the notebook has measured of its runs besides, in columns of its own, is kept in the report's table.
 
     Args:
-        table: as `study` returns it.
+        table: as `study` returns it; it may have further columns.
 
     Raises:
         KDStudyError: naming the first run that failed, so that a headless run of the notebook fails too.
@@ -42,6 +45,8 @@ def conclude(table: pd.DataFrame) -> None:
     Example:
         >>> conclude(pd.DataFrame({"status": ["finished"]}))
     """
+    if "run" in table:
+        tell(measured=[row.dropna().to_dict() for _, row in table.iterrows()])
     failed = table[table["status"] == "failed"]
     if len(failed):
         first = failed.iloc[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdstudy import metrics
 from kdstudy.display import Working
-from kdstudy.errors import KDStudyError, check_number
+from kdstudy.errors import KDStudyError, check_number, unknown
 from kdstudy.method import evaluating
 from kdstudy.nets import Staged, Tapped
 
@@ -209,7 +209,7 @@ def effective_depth(net: nn.Module, x: Tensor, y: Tensor, *, loss: float = 0.01)
     check_number("loss", loss, low=0, high=1)
     single = [path for paths in _removable(net, x).values() for path in paths]
     cost = {path: accuracy_without(net, x, y, [path]) for path in single}
-    least = accuracy_without(net, x, y) - loss
+    least = accuracy_without(net, x, y) - loss - 1e-9  # floats: 0.8 − 0.1 is more than 0.7
     out: list[str] = []
     for path in sorted(single, key=cost.__getitem__, reverse=True):
         if accuracy_without(net, x, y, [*out, path]) < least:
@@ -253,30 +253,38 @@ def _passed_over(net: nn.Module, paths: Sequence[str]) -> Iterator[None]:
             if given[0].shape != made.shape:
                 shapes = f"{tuple(given[0].shape[1:])} to {tuple(made.shape[1:])}"
                 raise KDStudyError(f"module {path!r} takes {shapes}: only what keeps the shape can be left out")
-            return given[0]
+            return kept[path]
 
         return hook
 
+    def keep(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, given: kept.update({path: given[0].clone()})  # the module may change it in place
+
+    kept: dict[str, Tensor] = {}
+    known = dict(net.named_modules())
     with ExitStack() as stack:
         for path in paths:
-            stack.callback(net.get_submodule(path).register_forward_hook(hand_on(path)).remove)
+            if path not in known:
+                raise unknown("module", path, known)
+            stack.callback(known[path].register_forward_pre_hook(keep(path)).remove)
+            stack.callback(known[path].register_forward_hook(hand_on(path)).remove)
         yield
 
 
 def _removable(net: nn.Module, x: Tensor) -> dict[str, tuple[str, ...]]:
     """Return, by stage, the blocks that keep their input's shape."""
     blocks = {tap: tuple(_blocks(net, tap)) for tap in _staged(net).taps}
-    ends = Tapped(net, [path for paths in blocks.values() for path in paths]).outputs
-    with torch.no_grad(), evaluating(net):
-        shapes = {path: made.shape for path, made in {**_staged(net).outputs(x[:1]), **ends(x[:1])}.items()}
-    kept: dict[str, tuple[str, ...]] = {}
-    before = shapes["stem"]
-    for tap, paths in blocks.items():
-        for path in paths:
-            if shapes[path] == before:
-                kept[tap] = (*kept.get(tap, ()), path)
-            before = shapes[path]
-    return kept
+    same: set[str] = set()
+
+    def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _, given, made: same.add(path) if given[0].shape == made.shape else None
+
+    with torch.no_grad(), evaluating(net), ExitStack() as stack:
+        for path in (path for paths in blocks.values() for path in paths):
+            stack.callback(net.get_submodule(path).register_forward_hook(hook(path)).remove)
+        Tapped(net, [])(x[:1])
+    kept = {tap: tuple(path for path in paths if path in same) for tap, paths in blocks.items()}
+    return {tap: paths for tap, paths in kept.items() if paths}
 
 
 def _weight_layers(net: nn.Module) -> int:

@@ -487,6 +487,8 @@ def test_long_work_is_shown_once_a_second_and_short_work_not_at_all(
 
     assert work(1.9) == []
     assert [line.rpartition(": ")[2] for line in work(50)] == ["4 %", "24 %", "44 %", "64 %", "84 %", "done"]
+    with display.Working("all of it", 1):  # of work within work only the whole is shown
+        assert work(50) == []
     monkeypatch.setattr(display.Display, "live", True)
     assert len(work(50)) == 50
 

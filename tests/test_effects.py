@@ -1,4 +1,4 @@
-"""What few seeds could have seen, and differences of differences, against simulations and slow references."""
+"""What few seeds could have seen, differences of differences and ratios, against simulations and slow references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kdstudy.effects import by_seed, minus, smallest_seen
+from kdstudy.effects import by_seed, fieller, minus, smallest_seen
 from kdstudy.errors import KDStudyError
 
 
@@ -91,3 +91,72 @@ def test_what_cannot_be_paired_is_refused(rows, line):
         by_seed(rows, "test_kl")
     with pytest.raises(KDStudyError, match=line):
         minus(table([1.0]), rows, "test_kl")
+
+
+def pairs(seed: int, n: int, ratio: float = 0.4, below: float = 5.0) -> tuple[np.ndarray, np.ndarray]:
+    """Correlated values whose means have this ratio."""
+    rng = np.random.default_rng([8, seed])
+    shared = rng.normal(size=n)
+    y = below + 0.6 * shared + 0.3 * rng.normal(size=n)
+    return ratio * below + 0.4 * shared + 0.5 * rng.normal(size=n), y
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+@pytest.mark.parametrize("ratio", [0.4, -2.0, 0.0])
+def test_a_ratios_interval_ends_where_the_t_test_of_the_difference_begins_to_reject(n, ratio):
+    for seed in range(3):
+        x, y = pairs(seed, n, ratio, below=50.0)
+        share, low, high = fieller(x, y)
+        assert share == pytest.approx(x.mean() / y.mean())
+        assert low < share < high
+        for end in (low, high):
+            assert stats.ttest_1samp(x - end * y, 0).pvalue == pytest.approx(0.05, rel=1e-6)
+        for inside in np.linspace(low, high, 7)[1:-1]:
+            assert stats.ttest_1samp(x - inside * y, 0).pvalue > 0.05
+        for outside in (low - 0.01 * (high - low), high + 0.01 * (high - low)):
+            assert stats.ttest_1samp(x - outside * y, 0).pvalue < 0.05
+
+
+def test_nineteen_of_twenty_such_intervals_hold_the_true_ratio():
+    draws = 400
+    held = 0
+    for seed in range(draws):
+        _, low, high = fieller(*pairs(seed, 5))
+        held += low <= 0.4 <= high
+    low, high = stats.binom.ppf(1e-4, draws, 0.95), stats.binom.isf(1e-4, draws, 0.95)
+    assert low <= held <= high
+
+
+def test_a_ratio_scales_with_what_is_divided_and_inversely_with_what_it_is_divided_by():
+    x, y = pairs(0, 6)
+    plain = np.array(fieller(x, y))
+    assert fieller(3 * x, y) == pytest.approx(3 * plain)
+    assert fieller(x, 4 * y) == pytest.approx(plain / 4)
+    assert fieller(-x, y) == pytest.approx(-plain[[0, 2, 1]])
+    assert fieller(x, -y) == pytest.approx(-plain[[0, 2, 1]])
+    order = np.random.default_rng(0).permutation(6)
+    assert fieller(list(x[order]), list(y[order])) == pytest.approx(plain)
+    assert fieller(x, y[order])[1:] != pytest.approx(plain[1:])  # it is of pairs
+    assert fieller(0.3 * y, y) == pytest.approx([0.3] * 3)
+
+
+def test_without_a_denominator_that_is_surely_not_zero_there_is_no_ratio():
+    rng, seen = np.random.default_rng(1), set()
+    for _ in range(200):
+        x, y = rng.normal(size=(2, 4)) + 1.0
+        unsure = stats.ttest_1samp(y, 0).pvalue > 0.05
+        seen.add(unsure)
+        assert np.isnan(fieller(x, y)).tolist() == [unsure] * 3
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [([], []), ([1.0], [2.0]), ([1.0, math.nan], [2.0, 3.0]), ([1.0, 2.0], [0.0, 0.0])]
+)
+def test_of_too_little_there_is_no_ratio(x, y):
+    assert np.isnan(fieller(x, y)).all()
+
+
+def test_a_ratio_is_of_pairs():
+    with pytest.raises(KDStudyError, match="3 values above, 2 below: must be pairs"):
+        fieller([1.0, 2.0, 3.0], [1.0, 2.0])

@@ -30,15 +30,15 @@ FLOORS = """
     | replay recipe epoch train
     | networks specs stored recordings checkpoint finish fitting store listing upkeep bundle
         runs engines progress account study
-    | pages effects claims landscape representations published pictures plots maps exercises.exercise exercises.primer exercises
-        notebooks grid saving executing report collected
+    | pages effects claims landscape representations published pictures plots maps
+        exercises.exercise exercises.primer exercises notebooks grid saving executing report collected
         bench.timing bench.textbook bench.torchdistill bench.steps
         bench.setting bench.growing bench.agreeing bench.studying bench.starting bench.whole bench.kept
         bench.methods bench shelf
         widgets.look widgets.shown widgets.controls widgets.kinds widgets.drawing widgets.live widgets.explorer
         widgets.answers widgets.judged widgets.thumbs widgets.soft widgets.browser
-        widgets.matrix widgets.gap widgets.curves widgets.points widgets.pair widgets.twins widgets.terms widgets.comparison
-        widgets
+        widgets.matrix widgets.gap widgets.curves widgets.points widgets.pair widgets.twins widgets.terms
+        widgets.comparison widgets
     | __init__ running cli __main__
 """
 ORDER = {name: place for place, name in enumerate(FLOORS.replace("|", " ").split())}

@@ -283,6 +283,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("early_stopped_kd", {"alpha": 2}, "alpha = 2"),
     ("early_stopped_kd", {"stop": 1.5}, "stop = 1.5: must be a number between 0 and 1"),
     ("early_stopped_kd", {"stop": -0.5}, "stop = -0.5"),
+    ("late_kd", {"temperature": -1}, "temperature = -1"),
+    ("late_kd", {"alpha": 2}, "alpha = 2: must be a number between 0 and 1"),
+    ("late_kd", {"start": 1.5}, "start = 1.5: must be a number between 0 and 1"),
+    ("late_kd", {"start": -0.5}, "start = -0.5"),
     ("label_smoothing", {"smoothing": 1.1}, "smoothing = 1.1: must be a number between 0 and 1"),
     ("label_smoothing", {"smoothing": -1}, "smoothing = -1"),
 ]
@@ -380,6 +384,33 @@ def test_early_stopped_kd_stops_in_mid_epoch_and_asks_the_teacher_no_more():
         assert_same(ours, theirs)
     for step, terms in zip(watched.seen[3:], watched.terms[3:], strict=True):
         assert terms["hard"].item() == pytest.approx(F.cross_entropy(step.student["logits"], step.y).item(), rel=1e-6)
+
+
+def test_late_kd_that_begins_at_once_is_kd_and_never_scratch():
+    whole = METHODS.make("late_kd", temperature=3.0, alpha=0.6, start=0.0)
+    kd = METHODS.make("kd", temperature=3.0, alpha=0.6)
+    assert_same(copied(finish(training(kd)).student), copied(finish(training(whole)).student))
+    never = METHODS.make("late_kd", start=1.0)
+    assert_same(copied(finish(training("scratch")).student), copied(finish(training(never)).student))
+
+
+def test_late_kd_begins_in_mid_epoch_and_asks_no_teacher_before():
+    """2 epochs of 3 steps: progress is 0, 1/6, ... 5/6."""
+    watched = Watched(METHODS.make("late_kd", temperature=3.0, alpha=0.6, start=0.5))
+    live = Recipe(**{**vars(TWO), "live": True})
+    asked: list[int] = []  # after how many steps
+    teacher = network("teacher", width=6)
+    run = training(watched, live, [teacher])
+    teacher.stem.register_forward_hook(lambda *_: asked.append(len(watched.seen)))
+    finish(run)
+    assert [sorted(terms) for terms in watched.terms] == [["hard"]] * 3 + [["hard", "soft"]] * 3
+    assert asked == [4, 5, 6]
+    for step, terms in zip(watched.seen, watched.terms, strict=True):
+        ours, labels = step.student["logits"], 1.0 if step.progress < 0.5 else 0.4
+        assert terms["hard"].item() == pytest.approx(labels * F.cross_entropy(ours, step.y).item(), rel=1e-6)
+        if "soft" in terms:
+            expected = 0.6 * reference_kl(ours, step.teacher["logits"], 3.0)
+            assert terms["soft"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_kd_weighs_its_two_terms():

@@ -211,3 +211,84 @@ def test_pairs_that_do_not_fit_are_refused(metric):
 def test_impossible_numbers_of_bins_are_refused(bins):
     with pytest.raises(KDStudyError, match="bins"):
         metrics.ece(torch.zeros(4, 3), torch.zeros(4).long(), bins)
+
+
+# CKA
+
+
+def features(seed: int, n: int, p: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(n, p)))
+
+
+def hsic(x: Tensor, y: Tensor) -> float:
+    """Song et al. 2012, equation 5: tr(K̃ L̃) + 1ᵀK̃1 1ᵀL̃1 / ((n − 1)(n − 2)) − 2 / (n − 2) 1ᵀK̃L̃1, over n (n − 3)."""
+    k, m = ((z @ z.T).numpy().copy() for z in (x, y))
+    np.fill_diagonal(k, 0)
+    np.fill_diagonal(m, 0)
+    n, one = len(k), np.ones(len(k))
+    inner = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ m @ one)
+    return (np.trace(k @ m) + inner) / (n * (n - 3))
+
+
+@pytest.mark.parametrize(("n", "p", "q"), [(4, 1, 1), (5, 3, 8), (30, 4, 2), (30, 100, 7)])
+def test_cka_is_that_of_the_textbooks_unbiased_hsic(n, p, q):
+    x, other = features(0, n, p) + 3, features(1, n, q)
+    y = x[:, :1] + other
+    expected = hsic(x, y) / math.sqrt(hsic(x, x) * hsic(y, y))
+    assert metrics.cka(x, y) == pytest.approx(expected, abs=1e-9)
+    k, m = metrics.centred_gram(x), metrics.centred_gram(y)
+    assert (k * m).sum().item() / (n * (n - 3)) == pytest.approx(hsic(x, y), rel=1e-9)
+
+
+def test_a_centred_gram_has_rows_that_sum_to_zero_and_an_empty_diagonal():
+    k = metrics.centred_gram(features(0, 9, 4).float())
+    assert k.dtype == torch.double
+    assert torch.equal(k, k.T)
+    assert k.sum(1).numpy() == pytest.approx(np.zeros(9), abs=1e-5)
+    assert not k.diag().any()
+    assert k.abs().max() > 1
+
+
+def test_cka_of_what_is_turned_scaled_and_shifted_is_one():
+    x = features(0, 40, 6)
+    turn = torch.from_numpy(np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0])
+    assert metrics.cka(x, x) == pytest.approx(1)
+    assert metrics.cka(x, -3 * x @ turn + features(2, 1, 6)) == pytest.approx(1)
+    assert metrics.cka(x.float() + 1000, x.float() @ turn.float()) == pytest.approx(1, abs=1e-5)
+    assert metrics.cka(x, x @ torch.diag(torch.tensor([1, 2, 3, 4, 5, 60.0]).double())) < 0.9
+    order = torch.from_numpy(np.random.default_rng(3).permutation(40))
+    y = x[:, :2] + features(4, 40, 2)
+    assert metrics.cka(x[order], y[order]) == pytest.approx(metrics.cka(x, y))
+    assert metrics.cka(y, x) == pytest.approx(metrics.cka(x, y))
+
+
+def test_cka_of_independent_features_is_about_zero_where_the_biased_one_is_near_one():
+    """Twenty samples of two thousand dimensions."""
+    pairs = [(features(2 * seed, 20, 2000), features(2 * seed + 1, 20, 2000)) for seed in range(20)]
+    found = [metrics.cka(x, y) for x, y in pairs]
+    assert abs(np.mean(found)) < 4 * np.std(found) / math.sqrt(20)
+    assert np.std(found) < 0.2
+    assert min(found) < 0 < max(found)
+    centre = np.eye(20) - 1 / 20
+    biased = []
+    for x, y in pairs:
+        k, m = (centre @ (z @ z.T).numpy() @ centre for z in (x, y))
+        biased.append((k * m).sum() / math.sqrt((k * k).sum() * (m * m).sum()))
+    assert min(biased) > 0.9
+
+
+def test_cka_of_what_says_the_same_of_all_samples_is_no_number():
+    assert math.isnan(metrics.cka(torch.zeros(5, 3), features(0, 5, 3)))
+    assert math.isnan(metrics.cka(features(0, 5, 3), torch.full((5, 2), 4.0)))
+    for value in (0.1, 1 / 3, 1e6 + 0.1):  # whose mean is not always itself
+        alike = torch.full((8, 5), value)
+        assert math.isnan(metrics.cka(alike, alike))
+
+
+def test_features_that_are_none_are_refused():
+    for shape in ((3, 5), (8,), (8, 2, 2), (0, 4)):
+        for call in (metrics.centred_gram, lambda x: metrics.cka(x, x)):
+            with pytest.raises(KDStudyError, match=rf"features \({shape[0]},.*must be \(N, p\) with N of at least 4"):
+                call(torch.zeros(shape))
+    with pytest.raises(KDStudyError, match="features of 8 and 7 samples: must be of the same"):
+        metrics.cka(torch.zeros(8, 2), torch.zeros(7, 2))

@@ -15,6 +15,8 @@ from kdstudy.errors import KDStudyError
 from kdstudy.nets import NETWORKS, Staged, create, flops, memory, parameters
 from kdstudy.nets import resnet as resnets
 from kdstudy.nets import wrn as wrns
+from kdstudy.networks import Net
+from kdstudy.runs import Run
 
 TAPS = ("stem", "stage1", "stage2", "stage3", "pool", "logits")
 RESNETS = [8, 14, 20, 26, 32, 38, 44, 56, 110]
@@ -412,6 +414,61 @@ def test_reported_resnet_projects_where_the_shape_changes():
     assert isinstance(projection[1], nn.BatchNorm2d)
 
 
+def drawn_alike(seed: int = 3, name: str = "resnet14", **args: object) -> Staged:
+    torch.manual_seed(seed)
+    return create(name, width=3, **args)
+
+
+def handing_on(outer: int, inner: int) -> np.ndarray:
+    """The 3x3 kernel whose k-th output is the k-th channel, and 0 where there is none."""
+    kernel = np.zeros((outer, inner, 3, 3))
+    for k in range(min(outer, inner)):
+        kernel[k, k, 1, 1] = 1
+    return kernel
+
+
+@pytest.mark.parametrize("residual", [None, True, False])
+@pytest.mark.parametrize("share", [0.25, 0.9, 1, 1.0])
+def test_near_the_identity_only_the_blocks_convolutions_are_mixed_with_what_hands_on_channels(residual, share):
+    plain, near = drawn_alike(residual=residual), drawn_alike(residual=residual, identity=share)
+    assert parameters(plain) == parameters(near)
+    before, after = plain.state_dict(), near.state_dict()
+    assert list(before) == list(after)
+    mixed = {name for name in before if ".body." in name and before[name].dim() == 4}
+    assert len(mixed) == 12
+    for name, value in after.items():
+        if name in mixed:
+            expected = share * handing_on(*value.shape[:2]) + (1 - share) * before[name].double().numpy()
+            np.testing.assert_allclose(value, expected, atol=1e-6)
+        else:  # stem, projections, batch norm and the classifier
+            assert torch.equal(value, before[name]), name
+
+
+def test_at_identity_one_a_convolution_hands_on_its_input_subsampled_where_it_has_a_stride():
+    net = drawn_alike(identity=1.0, residual=False)
+    for inner, block in zip((3, 3, 3, 6, 6, 12), blocks(net), strict=True):
+        first, second = block.body[0], block.body[3]
+        outer, x = first.out_channels, images(2, inner, 9, 6)
+        expected = slow_subsample(x.numpy(), outer - inner, first.stride[0])
+        np.testing.assert_array_equal(first(x).detach().numpy(), expected.astype(np.float32))
+        y = images(2, outer, 5, 5)
+        torch.testing.assert_close(second(y), y, rtol=0, atol=0)
+    outputs = net.eval().outputs(images(2, 3, 9, 14))  # the whole network is then its stem, subsampled
+    scale = 1 / np.sqrt(1 + 1e-5)  # of each batch norm as it begins
+    expected = slow_subsample(slow_subsample(outputs["stem"].detach().numpy(), 3, 2), 6, 2) * scale**12
+    np.testing.assert_allclose(outputs["stage3"].detach().numpy(), expected, rtol=1e-5)
+
+
+def test_without_identity_said_a_network_and_its_run_are_what_they_were():
+    assert all(torch.equal(a, b) for a, b in zip(drawn_alike().parameters(), drawn_alike(identity=0.0).parameters()))  # noqa: B905
+    run = Run("resnet8", data="digits")
+    assert "identity" not in str(run.spec())
+    assert run.key == Run(Net("resnet8", identity=0.0), data="digits").key
+    keys = {Run(Net("resnet8", identity=share), data="digits").key for share in (0.0, 0.5, 1.0)}
+    assert len(keys) == 3
+    assert run.key in keys
+
+
 def norm(x: Tensor, layer: nn.BatchNorm2d) -> Tensor:
     mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
     return (x - mean) / (var + layer.eps).sqrt()
@@ -502,7 +559,7 @@ def test_every_name_is_registered_with_its_own_line():
 def test_factories_show_their_true_signature():
     factory = NETWORKS["resnet20"].factory
     assert (factory.__module__, factory.__qualname__) == ("kdstudy.nets.resnet", "resnet20")
-    assert list(inspect.signature(factory).parameters) == ["num_classes", "channels", "width", "residual"]
+    assert list(inspect.signature(factory).parameters) == ["num_classes", "channels", "width", "residual", "identity"]
     assert list(inspect.signature(NETWORKS["wrn_16_2"].factory).parameters) == [
         "num_classes",
         "channels",
@@ -526,6 +583,11 @@ def test_factories_show_their_true_signature():
         ("resnet8", {"channels": 0}, "channels = 0"),
         ("resnet8", {"residual": 1}, "residual = 1: must be of type bool or None"),
         ("resnet8", {"residual": "no"}, "residual = 'no'"),
+        ("resnet8", {"identity": 1.1}, "identity = 1.1: must be a number between 0 and 1"),
+        ("resnet8", {"identity": -0.1}, "identity = -0.1: must be a number between 0 and 1"),
+        ("resnet8", {"identity": float("nan")}, "identity = nan"),
+        ("resnet8", {"identity": True}, "identity = True: must be of type float"),
+        ("wrn_16_2", {"identity": 0.5}, "unknown parameter 'identity'"),
     ],
 )
 def test_wrong_arguments_are_refused(name, args, message):

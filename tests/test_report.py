@@ -286,8 +286,9 @@ STUDENT = PLAIN.but(method="kd", teachers=(TEACHER,))
 
 
 def test_a_study_that_finishes(tmp_path):
-    asks = "study([kd, plain])\nstudy([plain.but(net=Net('resnet8', width=0)), plain]).status.tolist()"
-    file = write(tmp_path / "03_works.ipynb", SHOWS, STUDIES, asks)
+    asks = "table = study([kd, plain])\nstudy([plain.but(net=Net('resnet8', width=0)), plain]).status.tolist()"
+    ends = "import kdstudy\ntable['test_accuracy'], table['climb'] = -1.0, [0.5, None]\nkdstudy.conclude(table)"
+    file = write(tmp_path / "03_works.ipynb", SHOWS, STUDIES, asks, ends)
     said = run_study(file, {"seeds": 3, "scale": "smoke", "alpha": 0.25}, tmp_path / "out")
     assert said == json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (said["outcome"], said["error"]) == ("finished", "")
@@ -309,7 +310,9 @@ def test_a_study_that_finishes(tmp_path):
     assert table["status"].tolist() == ["finished", "finished", "failed"]
     assert table["error"].tolist()[2] == "width = 0: must be an integer of at least 1"
     measured = [run.result().metrics["test_accuracy"] for run in (STUDENT, PLAIN)]
-    assert table["test_accuracy"].tolist()[:2] == measured
+    assert table["test_accuracy"].tolist()[:2] == measured  # whatever the notebook makes of it
+    assert table["climb"].tolist()[0] == 0.5  # which the notebook has measured
+    assert table["climb"].isna().tolist() == [False, True, True]
     assert table["test_accuracy"].isna().tolist() == [False, False, True]
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
         "03_works.ipynb",

@@ -15,6 +15,7 @@ from kdstudy.widgets.live import Live
 from kdstudy.widgets.pair import pair
 from kdstudy.widgets.shown import Shown
 from kdstudy.widgets.soft import soft_labels
+from kdstudy.widgets.twins import twins
 
 __all__ = [
     "Choice",
@@ -32,4 +33,5 @@ __all__ = [
     "kinds",
     "pair",
     "soft_labels",
+    "twins",
 ]
