@@ -59,6 +59,25 @@ def line(axes: Axes, found: Slice, *, label: str, number: int = 0, linestyle: st
     _plainly(axes.yaxis)
 
 
+def marks(low: float, high: float) -> list[float]:
+    """Return what is written at a logarithmic scale: powers of 10, and where these are few, 2 and 5 times as much.
+
+    Args:
+        low: where it begins, greater than 0.
+        high: where it ends.
+
+    Returns:
+        The marks between them; where there are none, both.
+
+    Example:
+        >>> marks(0.5, 30.0)
+        [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
+    """
+    ways = [[m * 10.0**k for k in range(-3, 39) for m in each] for each in ((1,), (1, 2, 5))]
+    powers, finer = ([mark for mark in each if low <= mark <= high] for each in ways)
+    return powers if len(powers) > 2 else finer or [low, high]
+
+
 def _plainly(axis: Any) -> None:
     """Label a logarithmic axis with numbers as one writes them, for figures leave formulas as they are."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -77,7 +96,9 @@ def bar(drawn: Figure, shades: Any, panels: Any, label: str) -> None:
     """
     added = drawn.colorbar(shades, ax=panels, label=label, shrink=0.8)
     if isinstance(shades.norm, LogNorm):
-        _plainly(added.ax.yaxis)
+        ends = marks(*shades.get_clim())
+        added.set_ticks(ends, labels=[f"{mark:g}" for mark in ends])
+        added.minorticks_off()
 
 
 def contours(axes: Axes, found: Slice, low: float, high: float) -> Any:
@@ -118,8 +139,7 @@ def surface(axes: Any, found: Slice, low: float, high: float, *, turn: float = 3
     heights, ends = np.log10(np.clip(losses, low, high)), (math.log10(low), math.log10(high))
     axes.plot_surface(a, b, heights, cmap=SHADES, vmin=ends[0], vmax=ends[1], rstride=1, cstride=1, linewidth=0.2)
     axes.set_zlim(*ends)
-    whole = range(math.ceil(ends[0]), math.floor(ends[1]) + 1)
-    axes.set_zticks([*whole], [f"{10.0**power:g}" for power in whole])
+    axes.set_zticks([math.log10(mark) for mark in marks(low, high)], [f"{mark:g}" for mark in marks(low, high)])
     axes.view_init(elev=30, azim=turn)
 
 
@@ -136,7 +156,10 @@ def alike(axes: Axes, found: pd.DataFrame) -> Any:
     drawn = axes.imshow(found.to_numpy(), origin="lower", vmin=0, vmax=1, cmap=SHADES, interpolation="nearest")
     for names, place, rotation in ((found.columns, axes.set_xticks, 90), (found.index, axes.set_yticks, 0)):
         starts = _stages([str(name) for name in names])
-        place(list(starts.values()), list(starts), fontsize="small", rotation=rotation)
+        ends = [*starts.values(), math.inf][1:]
+        near = [end - start < len(names) / 14 for start, end in zip(starts.values(), ends, strict=True)]
+        texts = ["" if covers else name for covers, name in zip(near, starts, strict=True)]  # it would cover the next
+        place(list(starts.values()), texts, fontsize="small", rotation=rotation)
     axes.grid(visible=False)
     return drawn
 

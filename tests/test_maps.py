@@ -153,7 +153,7 @@ def test_a_surface_is_the_logarithm_of_the_loss_over_both_steps(space, monkeypat
         np.testing.assert_allclose(a[i], STEPS)
         np.testing.assert_allclose(b[:, i], STEPS)
     assert space.get_zlim() == pytest.approx((math.log10(low), math.log10(high)))
-    assert [label.get_text() for label in space.get_zticklabels()] == ["1"]
+    assert [label.get_text() for label in space.get_zticklabels()] == ["0.5", "1", "2", "5"]
     assert (space.azim, space.elev) == (77.0, 30)
     drawn = space.collections[0].get_array()
     corners = np.stack([heights[:-1, :-1], heights[1:, :-1], heights[:-1, 1:], heights[1:, 1:]]).mean(0)

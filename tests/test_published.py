@@ -9,7 +9,7 @@ import pandas
 import pytest
 from scipy import stats
 
-from kdstudy.claims import minus, t_interval
+from kdstudy.claims import minus, t_interval, unit
 from kdstudy.errors import KDStudyError
 from kdstudy.nets import NETWORKS
 from kdstudy.published import published
@@ -122,13 +122,42 @@ def ways(table, student):
 def judged(claims):
     """A line of Markdown for each claim."""
     for i, c in enumerate(claims.itertuples(), 1):
-        scale, digits = (100, 2) if c.metric.endswith(("accuracy", "agreement")) else (1, 3)
+        scale, name = unit(c.metric)
+        digits = 2 if scale == 100 else 1 if c.metric == "top_eigenvalue" else 3
         numbers = [signed(scale * value, f"+.{digits}f") for value in (c.effect, c.low, c.high)]
         seen = f"{scale * c.smallest:.{digits}f}"
-        unit = "points" if scale == 100 else "nats"
+        name = {"percentage points": "points", "twin cka": "CKA", "top eigenvalue": ""}.get(name, name)
         sign = {"more": ">", "less": "<"}[c.direction]
-        effect = f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {unit}, claimed {sign} {scale * c.margin:g}"
+        effect = f"{numbers[0]} [{numbers[1]}, {numbers[2]}]{name and f' {name}'}, claimed {sign} {scale * c.margin:g}"
         yield f"| {i} | {c.statement} | {effect} | {c.n} | {seen} | {c.p_holm:.2g} | {c.verdict} |"
+
+
+def told(values, form="+.2f"):
+    """Mean and 95 % t-interval as they stand in the words."""
+    mean, low, high = (signed(value, form) for value in t_interval(values))
+    return f"{mean} [{low}, {high}]"
+
+
+def arms(table):
+    """A line of Markdown for each way to learn of the residual-free study, at each depth, in the order of the table."""
+    table = table.assign(depth=table.net.str.extract(r"resnet(\d+)", expand=False))
+    twins = table[table.kind == "residual"].set_index(["depth", "seed"]).test_accuracy
+    for (name, depth), rows in table.groupby(["kind", "depth"], sort=False):
+        behind = 100 * (rows.set_index(["depth", "seed"]).test_accuracy - twins).dropna()
+        said = [name, depth, str(len(rows)), told(100 * rows.test_accuracy, ".2f")]
+        said += [f"{100 * rows.train_accuracy.mean():.1f}", "" if name == "residual" else told(behind)]
+        yield f"| {' | '.join(said)} |"
+
+
+MEASURES = {"climb_nll": ".2f", "top_eigenvalue": ".0f", "trace": ".0f", "twin_cka": ".2f", "effective_depth": ".1f"}
+
+
+def looked_at(table):
+    """A line of Markdown for each network whose surroundings and layers were looked at."""
+    table = table[table.climb_nll.notna()].assign(depth=table.net.str.extract(r"resnet(\d+)", expand=False))
+    for (name, depth), rows in table.groupby(["kind", "depth"], sort=False):
+        numbers = [told(rows[m], form) if rows[m].notna().any() else "" for m, form in MEASURES.items()]
+        yield f"| {name} | {depth} | {' | '.join(numbers)} |"
 
 
 def test_the_words_beside_the_results_give_their_numbers():

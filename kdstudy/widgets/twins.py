@@ -33,8 +33,7 @@ CAPTION = (
     "directions through the trained weights, which are in the middle; a step of 1 is as far as each filter's weights "
     "are large, and networks of equal shapes get the same random numbers; rim: the median along the plane's border. "
     "What has learnt little lies flat, too, but high. Below: linear CKA of layers' outputs on as many validation "
-    "images (1: equal but for a rotation and a scale, 0: unrelated); validation accuracy (%) after each epoch. One "
-    "seed of each network, so no intervals."
+    "images (1: equal but for a rotation and a scale, 0: unrelated); validation accuracy (%) by epoch. One seed each."
 )
 MIDDLE, RIM = "loss in the middle (nats)", "loss at the rim (nats)"
 ACCURACIES = {split: f"{split} accuracy (%)" for split in ("test", "validation")}
@@ -230,22 +229,13 @@ def _figure(where: str, names: Sequence[str], nets: Mapping[str, Net], turn: flo
     grid = drawn.add_gridspec(2, len(names), height_ratios=(1.25, 1))
     low, high = maps.common(net.plane for net in nets.values())
     above = [_surface(drawn, grid[0, i], name, nets.get(name), (low, high, turn)) for i, name in enumerate(names)]
-    bar = drawn.colorbar(ScalarMappable(LogNorm(low, high), maps.SHADES), ax=above, shrink=0.7, label="loss (nats)")
-    bar.set_ticks(_marks(low, high), labels=[f"{mark:g}" for mark in _marks(low, high)], minor=False)
-    bar.minorticks_off()
+    maps.bar(drawn, ScalarMappable(LogNorm(low, high), maps.SHADES), above, "loss (nats)")
     below = [_alike(drawn.add_subplot(grid[1, i]), each, names[0], nets) for i, each in enumerate(names[1:])]
-    drawn.colorbar(ScalarMappable(Normalize(0, 1), maps.SHADES), ax=below, shrink=0.8, label="linear CKA")
+    maps.bar(drawn, ScalarMappable(Normalize(0, 1), maps.SHADES), below, "linear CKA")
     _curves(curves := drawn.add_subplot(grid[1, -1]), names, nets)
     plots.legend(curves, min(3, len(names)))
     drawn.suptitle(where)
     return drawn
-
-
-def _marks(low: float, high: float) -> list[float]:
-    """Return what is written at a logarithmic scale: powers of 10, and where these are few, 2 and 5 times as much."""
-    ways = [[m * 10.0**k for k in range(-3, 39) for m in each] for each in ((1,), (1, 2, 5))]
-    powers, finer = ([mark for mark in each if low <= mark <= high] for each in ways)
-    return powers if len(powers) > 2 else finer or [low, high]
 
 
 def _surface(drawn: Figure, place: Any, name: str, net: Net | None, scale: tuple[float, float, float]) -> Axes:
@@ -255,10 +245,9 @@ def _surface(drawn: Figure, place: Any, name: str, net: Net | None, scale: tuple
     whole = [part for part in squares if net is not None and not net.plane.losses[part, part].isnan().any()]
     if net is None or not whole:
         return _empty(drawn.add_subplot(place), title, "too little time" if net else "not in the store yet")
-    radius, part, marks = float(net.plane.steps[-1]), whole[0], _marks(*scale[:2])
+    radius, part = float(net.plane.steps[-1]), whole[0]
     axes = drawn.add_subplot(place, projection="3d")
     maps.surface(axes, Slice(net.plane.steps[part], net.plane.losses[part, part]), *scale[:2], turn=scale[2])
-    axes.set_zticks([math.log10(mark) for mark in marks], [f"{mark:g}" for mark in marks])
     axes.zaxis.set_rotate_label(False)
     axes.set_zlabel("loss (nats)", rotation=90)
     ends, half = (-radius, radius), [-radius / 2, 0, radius / 2]
@@ -274,10 +263,6 @@ def _alike(axes: Axes, name: str, first: str, nets: Mapping[str, Net]) -> Axes:
     if found.empty:
         return _empty(axes, title, f"{shortened(first if name in nets else name, 28)}\nis not in the store yet")
     maps.alike(axes, found)
-    for axis, n in ((axes.xaxis, found.shape[1]), (axes.yaxis, len(found))):
-        places, texts = [*axis.get_ticklocs(), math.inf], [text.get_text() for text in axis.get_ticklabels()]
-        near = np.diff(places) < n / 14  # its name would cover the next one
-        axis.set_ticks(places[:-1], ["" if covers else text for covers, text in zip(near, texts, strict=True)])
     axes.set(title=title, xlabel=f"layers of {shortened(first, 22)}", ylabel="its layers", aspect="auto", box_aspect=1)
     return axes
 
