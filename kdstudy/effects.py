@@ -24,7 +24,7 @@ def unit(metric: str) -> tuple[float, str]:
     kind = metric.rpartition("_")[2]
     if kind in ("accuracy", "agreement", "ece"):
         return 100.0, "percentage points"
-    return 1.0, "nats" if kind in ("kl", "nll") else metric.replace("_", " ")
+    return 1.0, {"kl": "nats", "nll": "nats", "cka": "CKA"}.get(kind, metric.replace("_", " "))
 
 
 def t_interval(values: Sequence[float] | np.ndarray | pd.Series) -> tuple[float, float, float]:

@@ -123,12 +123,12 @@ def judged(claims):
     """A line of Markdown for each claim."""
     for i, c in enumerate(claims.itertuples(), 1):
         scale, name = unit(c.metric)
-        digits = 2 if scale == 100 else 1 if c.metric == "top_eigenvalue" else 3
+        digits = 2 if scale == 100 else 3
         numbers = [signed(scale * value, f"+.{digits}f") for value in (c.effect, c.low, c.high)]
         seen = f"{scale * c.smallest:.{digits}f}"
-        name = {"percentage points": "points", "twin cka": "CKA", "top eigenvalue": ""}.get(name, name)
+        name = name.removeprefix("percentage ")
         sign = {"more": ">", "less": "<"}[c.direction]
-        effect = f"{numbers[0]} [{numbers[1]}, {numbers[2]}]{name and f' {name}'}, claimed {sign} {scale * c.margin:g}"
+        effect = f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {name}, claimed {sign} {scale * c.margin:g}"
         yield f"| {i} | {c.statement} | {effect} | {c.n} | {seen} | {c.p_holm:.2g} | {c.verdict} |"
 
 
