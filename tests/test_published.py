@@ -176,6 +176,20 @@ def test_the_words_beside_the_results_give_their_numbers():
     assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
 
 
+def test_the_words_beside_the_residual_free_study_give_its_numbers():
+    words = (RESULTS / "README.md").read_text().partition("## Residual-free students")[2].partition("\n## ")[0]
+    table = pandas.read_csv(RESULTS / "residual_free_course.csv", comment="#")
+    assert (table.status == "finished").all()
+    lines, students = set(words.splitlines()), table[table.seed < 1000]
+    assert len(students[students.kind == "plain"]) == 4 * 3  # depths and seeds
+    claims = pandas.read_csv(RESULTS / "residual_free_course_claims.csv", comment="#")
+    assert [line for line in (*arms(students), *looked_at(students), *judged(claims)) if line not in lines] == []
+    verdicts = claims.verdict.value_counts()
+    assert all(re.search(rf"\b{n}\s+{verdict}\b", words) for verdict, n in verdicts.items())
+    teachers = table[table.seed >= 1000].drop_duplicates("run").test_accuracy
+    assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
+
+
 def test_the_differences_told_beside_the_results_are_those_of_the_table():
     words = (RESULTS / "README.md").read_text().replace("\n", " ")
     table = pandas.read_csv(RESULTS / "capacity_gap_course.csv", comment="#").query(

@@ -121,6 +121,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, 
             near = 1.0 if run == other else 0.1 + world(run).get("cka", 0.0) + drawn(run, "cka", noise)
             return pd.DataFrame(np.full((2, 2), near), index=["stem", "logits"], columns=["stem", "logits"])
 
+        stages = pd.DataFrame({"without": ["", "stage1.0"], "layers": [0, 2], "accuracy": [0.6, 0.5]})
         monkeypatch.setattr(kdstudy, "study", lambda runs: pd.DataFrame([measured(run, world, noise) for run in runs]))
         for module, name, made_up in (
             (landscape, "line", line),
@@ -129,6 +130,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, 
             (landscape, "trace", top),
             (representations, "cka", cka),
             (representations, "effective_depth", lambda run, *_: depth(run)),
+            (representations, "ablation", lambda *_: stages),
         ):
             monkeypatch.setattr(module, name, made_up)
         names, _ = execute(NOTEBOOK, {"scale": "smoke", "seeds": 5, "other_seeds": 5, **given})
