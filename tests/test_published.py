@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from kdstudy.claims import minus, t_interval, unit
+from kdstudy.effects import fieller
 from kdstudy.errors import KDStudyError
 from kdstudy.nets import NETWORKS
 from kdstudy.published import published
@@ -128,7 +129,9 @@ def judged(claims):
         seen = f"{scale * c.smallest:.{digits}f}"
         name = name.removeprefix("percentage ")
         sign = {"more": ">", "less": "<"}[c.direction]
-        effect = f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {name}, claimed {sign} {scale * c.margin:g}"
+        effect = f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {name}"
+        margin = f"{scale * c.margin:g}".replace("-", "\N{MINUS SIGN}")
+        effect = f"{effect}, claimed {sign} {margin}"
         yield f"| {i} | {c.statement} | {effect} | {c.n} | {seen} | {c.p_holm:.2g} | {c.verdict} |"
 
 
@@ -188,6 +191,30 @@ def test_the_words_beside_the_residual_free_study_give_its_numbers():
     assert all(re.search(rf"\b{n}\s+{verdict}\b", words) for verdict, n in verdicts.items())
     teachers = table[table.seed >= 1000].drop_duplicates("run").test_accuracy
     assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
+
+
+def test_the_differences_told_beside_the_residual_free_study_are_those_of_its_table():
+    words = (RESULTS / "README.md").read_text().partition("## Residual-free students")[2].partition("\n## ")[0]
+    table = pandas.read_csv(RESULTS / "residual_free_course.csv", comment="#").query("seed < 1000")
+
+    def of(kind, depth):
+        rows = table[(table.kind == kind) & table.net.str.startswith(f"resnet{depth} ")]
+        return 100 * rows.set_index("seed").test_accuracy
+
+    able, weak = "plain, KD from resnet20 (width=8)", "plain, KD from resnet8 (width=4) (inferior)"
+    gains = {depth: of(able, depth) - of("plain", depth) for depth in (8, 14, 20, 32)}
+    differences = [*gains.values(), *(of("residual", depth) - of(able, depth) for depth in gains)]
+    differences += [of("residual, twice the epochs", depth) - of("residual", depth) for depth in (8, 14, 20)]
+    differences += [of("plain, twice the epochs", depth) - of("plain", depth) for depth in (14, 32)]
+    differences += [of("plain, start near identity", depth) - of("plain", depth) for depth in (14, 32)]
+    differences += [of(weak, 32) - of("plain", 32), of(weak, 32) - of(able, 32)]
+    differences += [of(able, 14) - of("plain, twice the epochs", 14)]
+    differences += [of("residual, KD from resnet20 (width=8)", 8) - of("residual", 8) - gains[8]]
+    prose = " ".join(words.split())
+    assert [said for each in differences if (said := told(each)) not in prose] == []
+    for depth in (8, 20, 32):
+        ratio = fieller(gains[depth], of("residual", depth) - of("plain", depth))
+        assert "{} % [{}, {}]".format(*(signed(100 * end, ".0f") for end in ratio)) in prose
 
 
 def test_the_differences_told_beside_the_results_are_those_of_the_table():
