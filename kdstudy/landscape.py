@@ -150,7 +150,7 @@ def line(
     """
     _check_steps(steps)
     ways = directions(net, number, seed)
-    places = [(i, j) for i in range(number) for j in range(steps)]
+    places = [(i, j) for i in range(number) for j in range(steps) if not i or j != steps // 2]  # all share the middle
     return _slice(net, x, y, [[way] for way in ways], places, steps, radius, loss, seconds)
 
 
@@ -234,7 +234,7 @@ def _slice(
             losses[i, j] = math.inf if math.isnan(found) else found  # ∞ − ∞ among the logits
             shown.add(1)
     if not flat:
-        losses[:, middle] = losses[0, middle]  # one and the same point
+        losses[:, middle] = losses[0, middle]
     return Slice(along, losses)
 
 
