@@ -152,8 +152,16 @@ def net_label(spec: Mapping[str, Any]) -> str:
 def data_label(spec: Mapping[str, Any]) -> str:
     """Return a run's data in a table, with what is said of them."""
     data = spec.get("data", {"name": ""})
-    others = {name: value for name, value in data.items() if name not in ("name", "version", "args")}
+    others = {name: _unversioned(value) for name, value in data.items() if name not in ("name", "version", "args")}
     return _with(data["name"], words({**data.get("args", {}), **others}))
+
+
+def _unversioned(said: Any) -> Any:
+    """Return what is said of noise or imbalance for a table: a matrix as the first digits of its hash."""
+    if not isinstance(said, dict):
+        return said
+    short = {name: key_of(value)[:8] if isinstance(value, list | tuple) else value for name, value in said.items()}
+    return {name: value for name, value in short.items() if name != "version"}
 
 
 def start_label(spec: Mapping[str, Any]) -> str:

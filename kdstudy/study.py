@@ -19,7 +19,7 @@ from kdstudy.errors import KDStudyError, unknown
 from kdstudy.method import METHODS
 from kdstudy.progress import Progress, estimate, seconds_text
 from kdstudy.runs import Run
-from kdstudy.specs import start_label
+from kdstudy.specs import data_label, start_label
 from kdstudy.store import Result, Store
 
 METRICS = (
@@ -102,8 +102,8 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
         store: where finished runs are kept; None takes the default one.
 
     Returns:
-        One row a run, in the order given: its key, network, method, parameters and teacher, with the teacher's method,
-        epochs and the length of its schedule (longer for a raw checkpoint); `init`, what it starts from; `schedule`,
+        One row a run, in the order given: its key, network, data, method, parameters and teacher, with the teacher's
+        data, method, epochs and the length of its schedule (longer for a raw checkpoint); `init`, what it starts from; `schedule`,
         the length of its own schedule; `total_epochs`, its epochs and those of the runs it starts from; its learning
         rate, its seed, its metrics (accuracies and shares in [0, 1], KL and NLL in nats; NaN where there is none),
         `status` "finished" or "failed", and `error`, which says why.
@@ -217,9 +217,11 @@ def _row(run: Run, found: Mapping[str, Result | None], failed: Mapping[str, str]
     row: dict[str, Any] = {
         "run": run.key,
         "net": run.net.label,
+        "data": data_label(run.spec()),
         "method": run.method,
         **{name: run.params.get(name, p.default) for name, p in declared.items()},
         "teacher": ", ".join(teacher.net.label for teacher in run.teachers),
+        "teacher_data": "; ".join(dict.fromkeys(data_label(teacher.spec()) for teacher in run.teachers)),
         "teacher_method": ", ".join(teacher.method for teacher in run.teachers),
         "teacher_epochs": max((teacher.recipe.last_epoch for teacher in run.teachers), default=0),
         "teacher_schedule": max((teacher.recipe.epochs for teacher in run.teachers), default=0),

@@ -3,11 +3,12 @@
 from typing import Any
 
 from kdstudy.data import digits, folder, glyphs, vision  # noqa: F401  (entering them in the registry)
+from kdstudy.data import imbalance, noise
 from kdstudy.data.dataset import DATASETS, Dataset, Source, Split
 from kdstudy.data.value import Data
 from kdstudy.data.views import Views
 
-__all__ = ["DATASETS", "Data", "Dataset", "Source", "Split", "Views", "load"]
+__all__ = ["DATASETS", "Data", "Dataset", "Source", "Split", "Views", "imbalance", "load", "noise"]
 
 
 def load(name: str, **args: Any) -> Dataset:
@@ -15,7 +16,8 @@ def load(name: str, **args: Any) -> Dataset:
 
     Args:
         name: a registered data set, or ``"folder:PATH"`` for class folders of images.
-        **args: as `Data` takes them: ``subset``, ``validation``, ``views``, ``stream`` and the data set's own.
+        **args: as `Data` takes them: ``subset``, ``validation``, ``views``, ``stream``,
+            ``noise``, ``imbalance`` and the data set's own.
 
     Returns:
         The data set, on the CPU.

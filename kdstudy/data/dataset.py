@@ -54,13 +54,15 @@ class Split:
 
     Attributes:
         images: uint8 (N, H, W, C): a tensor, or a `Stored` in its place where they stay on disk.
-        labels: int64 (N,).
+        labels: int64 (N,), as they are given: what is trained on, and what accuracy is by.
         index: int64 (N,), each sample's number in its source: what its views are drawn from.
+        clean: the true labels (N,) where there may be wrong ones among those given; None where there are none.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    clean: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,13 +70,25 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({len(self)} images, {' x '.join(map(str, self.images.shape[1:]))})"
 
+    @property
+    def true_labels(self) -> Tensor:
+        """The labels without noise (N,), int64."""
+        return self.labels if self.clean is None else self.clean
+
+    @property
+    def corrupted(self) -> Tensor:
+        """Whose given label is wrong (N,), bool."""
+        return self.labels != self.true_labels
+
     def pick(self, rows: Tensor) -> Split:
         """Return the given rows as a split."""
-        return Split(self.images[rows], self.labels[rows], self.index[rows])
+        clean = None if self.clean is None else self.clean[rows]
+        return Split(self.images[rows], self.labels[rows], self.index[rows], clean)
 
     def to(self, device: torch.device) -> Split:
         """Return the split on a device."""
-        return Split(self.images.to(device), self.labels.to(device), self.index.to(device))
+        clean = None if self.clean is None else self.clean.to(device)
+        return Split(self.images.to(device), self.labels.to(device), self.index.to(device), clean)
 
 
 @dataclass(frozen=True, repr=False)
@@ -213,11 +227,12 @@ def colour(images: Tensor | Stored) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.sqrt().clamp_min(1e-3).float()
 
 
-def stratified_order(labels: Tensor) -> Tensor:
+def stratified_order(labels: Tensor, seed: int = _SPLIT_SEED) -> Tensor:
     """Return an order of samples, fixed for given labels, each of whose prefixes is stratified by class.
 
     Args:
         labels: int64 (N,).
+        seed: of the order.
 
     Returns:
         A permutation (N,), int64: the first n samples hold every class in its share of the whole, to
@@ -227,7 +242,7 @@ def stratified_order(labels: Tensor) -> Tensor:
         >>> stratified_order(torch.tensor([0, 0, 0, 0, 1, 1]))[:3].sort().values.tolist()
         [0, 2, 5]
     """
-    generator = np.random.default_rng(_SPLIT_SEED)
+    generator = np.random.default_rng(seed)
     values = labels.numpy()
     place = np.empty(len(values))
     for label in np.unique(values):

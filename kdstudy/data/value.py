@@ -13,6 +13,8 @@ from torch import Tensor
 
 from kdstudy.data import cache, folder
 from kdstudy.data.dataset import DATASETS, Dataset, Source, Split, check_room, colour, digest, stratified_order
+from kdstudy.data.imbalance import Imbalance
+from kdstudy.data.noise import Noise
 from kdstudy.data.stored import Damaged, Stored
 from kdstudy.data.views import Views
 from kdstudy.data.vision import VISION
@@ -52,6 +54,10 @@ class Data:
         views: the views in training; None takes the data set's customary ones.
         stream: whether the images stay on disk and only what a batch needs is read, for what is larger
             than the memory; results are the same.
+        noise: which training labels are replaced by wrong ones, such as `noise.symmetric(0.4)`; those of validation
+            images stay true unless it says otherwise, those of test images always do.
+        imbalance: how uneven the training classes are made, such as `imbalance.long_tail(1.0)`, before labels are
+            replaced; with it, `subset` is shared out in its proportions. Validation and test images stay as they are.
         **args: the arguments of the data set's factory, such as ``size`` for glyphs.
 
     Raises:
@@ -71,6 +77,8 @@ class Data:
         validation: float = 0.1,
         views: Views | None = None,
         stream: bool = False,
+        noise: Noise | None = None,
+        imbalance: Imbalance | None = None,
         **args: Any,
     ) -> None:
         if not isinstance(name, str):
@@ -84,18 +92,20 @@ class Data:
         for key, value in args.items():
             if not isinstance(value, Hashable):
                 raise KDStudyError(f"data set {name!r}: {key} = {value!r}: must be fixed, as a tuple is")
-        if views is not None and not isinstance(views, Views):
-            raise KDStudyError(f"views: is a {type(views).__name__}, must be Views(...)")
+        _check_kinds(views, noise, imbalance)
         check_number("validation", validation, low=0, high=0.5, above=True)
         if subset is not None:
             check_number("subset", subset, low=1, whole=True)
         _check_stream(name, stream)
         self.name, self.subset, self.validation, self.views, self.stream = name, subset, validation, views, stream
+        self.noise = None if noise is None or noise.none else noise
+        self.imbalance = None if imbalance is None or imbalance.none else imbalance
         self.args: Mapping[str, Any] = args
         self._seen: Seen | None = None
 
     def _key(self) -> tuple[Any, ...]:
-        return self.name, self.subset, self.validation, self.views, tuple(sorted(self.args.items()))
+        said = self.name, self.subset, self.validation, self.views, self.noise, self.imbalance
+        return *said, tuple(sorted(self.args.items()))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Data) or self._key() != other._key():
@@ -109,12 +119,15 @@ class Data:
         parts = [repr(self.name)]
         if self.subset is not None:
             parts.append(f"subset={self.subset}")
-        parts += [f"{name}={value!r}" for name, value in self.args.items()]
+        changes = {"noise": self.noise, "imbalance": self.imbalance}
+        changed = {name: value for name, value in changes.items() if value is not None}
+        parts += [f"{name}={value!r}" for name, value in {**changed, **self.args}.items()]
         return f"Data({', '.join(parts)})"
 
     def but(self, **changes: Any) -> Data:
         """Return the same data with some fields or arguments changed; a folder is the one that was looked at."""
-        now = dict(subset=self.subset, validation=self.validation, views=self.views, stream=self.stream, **self.args)
+        now = dict(subset=self.subset, validation=self.validation, views=self.views, stream=self.stream)
+        now |= dict(noise=self.noise, imbalance=self.imbalance, **self.args)
         other = Data(changes.pop("name", self.name), **{**now, **changes})
         if (other.name, other.args) == (self.name, self.args):
             other._seen = self._seen
@@ -134,6 +147,10 @@ class Data:
             said["subset"] = self.subset
         if self.validation != 0.1:
             said["validation"] = self.validation
+        if self.noise is not None:
+            said["noise"] = self.noise.spec()
+        if self.imbalance is not None:
+            said["imbalance"] = self.imbalance.spec()
         if self.views is not None:
             said["views"] = {k: v for k, v in vars(self.views).items() if v != getattr(Views(), k)}
         return said
@@ -222,16 +239,13 @@ class Data:
         labels = source.train_labels
         held, order = max(1, round(self.validation * len(labels))), stratified_order(labels)
         validation, train = order[:held].sort().values, order[held:].sort().values
-        if self.subset is not None:
-            if self.subset > len(train):
-                raise KDStudyError(f"subset = {self.subset}: {self.name} has {len(train)} training images")
-            check_number(f"subset (of {len(source.classes)} classes)", self.subset, low=len(source.classes), whole=True)
-            train = train[stratified_order(labels[train])[: self.subset].sort().values]
+        train = train[self._chosen(labels[train], source.classes)]
         test = torch.arange(len(source.test_labels))
         chosen = [(source.train_images, train), (source.train_images, validation), (source.test_images, test)]
         images = self._resident([_pick(*each) for each in chosen])
         labelled = zip(images, (labels, labels, source.test_labels), (train, validation, test), strict=True)
         splits = [Split(cast(Tensor, pixels), all_labels[rows], rows) for pixels, all_labels, rows in labelled]
+        splits[:2] = self._called(splits[:2], len(source.classes))
         mean, std, fingerprint = _measured(source, splits)
         return Dataset(
             name=self.name,
@@ -245,6 +259,24 @@ class Data:
             fingerprint=fingerprint,
         )
 
+    def _chosen(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
+        """Return which of the training images are trained on."""
+        if self.subset is not None:
+            if self.subset > len(labels):
+                raise KDStudyError(f"subset = {self.subset}: {self.name} has {len(labels)} training images")
+            check_number(f"subset (of {len(classes)} classes)", self.subset, low=len(classes), whole=True)
+        if self.imbalance is not None:
+            return self.imbalance.rows(labels, classes, self.subset)
+        return stratified_order(labels)[: self.subset].sort().values
+
+    def _called(self, splits: Sequence[Split], num_classes: int) -> list[Split]:
+        """Return training and validation images with the labels that they are given, the true ones beside them."""
+        if self.noise is None:
+            return list(splits)
+        noisy = splits if self.noise.validation else splits[:1]
+        given = [replace(each, labels=self.noise(each, num_classes), clean=each.labels) for each in noisy]
+        return [*given, *splits[len(given) :]]
+
     def _resident(self, parts: list[Tensor | Stored]) -> Sequence[Tensor | Stored]:
         """Read images into memory if there is room for them, unless they are to stay on disk."""
         stored = [images for images in parts if isinstance(images, Stored)]
@@ -254,6 +286,15 @@ class Data:
             return parts
         check_room(self.name, sum(images.nbytes for images in stored), available_memory(), "in memory")
         return [images.read() for images in stored]
+
+
+def _check_kinds(views: object, noise: object, imbalance: object) -> None:
+    """Refuse what is no value of its kind."""
+    expected = {"views": (views, Views, "Views(...)"), "noise": (noise, Noise, "a noise, such as noise.symmetric(0.4)")}
+    expected["imbalance"] = (imbalance, Imbalance, "an imbalance, such as imbalance.long_tail(1.0)")
+    for name, (value, kind, must) in expected.items():
+        if value is not None and not isinstance(value, kind):
+            raise KDStudyError(f"{name}: is a {type(value).__name__}, must be {must}")
 
 
 def _check_stream(name: str, stream: bool) -> None:
@@ -273,7 +314,8 @@ def _pick(images: Tensor | Stored, rows: Tensor) -> Tensor | Stored:
 
 def _measured(source: Source, splits: list[Split]) -> tuple[Tensor, Tensor, str]:
     """Return mean and deviation of the training images and the hash of all, as noted in the cache or anew."""
-    rows = hashlib.sha256(b"".join(split.index.numpy().tobytes() for split in splits)).hexdigest()
+    told = [split.index for split in splits] + [split.labels for split in splits if split.clean is not None]
+    rows = hashlib.sha256(b"".join(each.numpy().tobytes() for each in told)).hexdigest()
     file = source.cache and source.cache / f"split_{rows[:20]}.json"
     said = cache.noted(file) if file else None
     if said is None:
