@@ -169,6 +169,48 @@ def brier(logits: Tensor, labels: Tensor) -> float:
     return error.square().sum(1).mean().item()
 
 
+def class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the accuracy within each class.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), integers in [0, C).
+
+    Returns:
+        Fractions in [0, 1] (C,), in double; NaN for a class without samples.
+
+    Raises:
+        KDStudyError: if shapes or labels do not fit, or there are no samples.
+
+    Example:
+        >>> class_accuracy(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1, 0])).tolist()
+        [1.0, 0.0]
+    """
+    logits, labels = _labelled(logits, labels)
+    right, classes = logits.argmax(1) == labels, logits.shape[1]
+    return torch.bincount(labels[right], minlength=classes).double() / torch.bincount(labels, minlength=classes)
+
+
+def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean of the accuracies within the classes, of those that have samples.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), integers in [0, C).
+
+    Returns:
+        A fraction in [0, 1]: the accuracy, if all classes were equally frequent.
+
+    Raises:
+        KDStudyError: if shapes or labels do not fit, or there are no samples.
+
+    Example:
+        >>> balanced_accuracy(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1, 0]))
+        0.5
+    """
+    return class_accuracy(logits, labels).nanmean().item()
+
+
 def agreement(student: Tensor, teacher: Tensor) -> float:
     """Return the share of samples for which student and teacher predict the same class.
 

@@ -20,11 +20,11 @@ PACKAGE = Path(__file__).parent.parent / "kdstudy"
 FLOORS = """
     errors source registry places memory display
         losses.base losses.response losses.decoupled losses.correlation losses.features losses.relations losses
-        metrics schedules
+        metrics memorisation schedules
         nets.staged nets.resnet nets.wrn nets.preact nets.vgg nets.mobile
         nets.tapped nets.colour nets.foreign nets.weights nets
         data.views data.stored data.dataset data.digits data.glyphs
-        data.decode data.cache data.folder data.vision data.value data
+        data.noise data.imbalance data.decode data.cache data.folder data.vision data.value data
     | method | pairs peers
     | methods.* methods
     | replay recipe epoch train
