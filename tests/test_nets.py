@@ -15,6 +15,7 @@ from kdstudy.errors import KDStudyError
 from kdstudy.nets import NETWORKS, Staged, create, flops, memory, parameters
 from kdstudy.nets import resnet as resnets
 from kdstudy.nets import wrn as wrns
+from kdstudy.nets.staged import conv
 from kdstudy.networks import Net
 from kdstudy.runs import Run
 
@@ -740,3 +741,20 @@ def test_memory_leaves_random_numbers_alone():
     before = torch.get_rng_state()
     assert memory(lambda: create("resnet8"), (3, 8, 8), 4) > 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("width", [2, 4, 6, 12])
+def test_a_strided_1x1_convolution_is_pytorchs_and_narrow_ones_can_be_trained(width: int) -> None:
+    """On processors without AVX-512, torch 2.15 aborts in the backward pass of the plain one, for fewer than 7."""
+    ours = conv(width, 2 * width, 1, 2)
+    plain = nn.Conv2d(width, 2 * width, 1, 2, bias=False)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(8, width, 7, 6, generator=torch.Generator().manual_seed(width))
+    channels_last = x.to(memory_format=torch.channels_last).requires_grad_(True)
+    x.requires_grad_(True)
+    said, wanted = ours.to(memory_format=torch.channels_last)(channels_last), plain(x)
+    for y in (said, wanted):
+        y.square().sum().backward()
+    assert torch.allclose(said, wanted, atol=1e-6)
+    assert torch.allclose(channels_last.grad, x.grad, atol=1e-5)
+    assert torch.allclose(ours.weight.grad, plain.weight.grad, atol=1e-4)

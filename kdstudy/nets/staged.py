@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdstudy.errors import unknown
@@ -108,8 +109,23 @@ class Staged(nn.Sequential):
         return tail
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution without bias that is given only the positions its stride takes.
+
+    It computes what `nn.Conv2d` does, which in torch 2.15 corrupts memory in its backward pass where the processor has
+    no AVX-512, images are channels last and have fewer than 7 channels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, outer, ceil(h / stride), ceil(w / stride)) for (B, inner, h, w)."""
+        down, across = self.stride
+        return F.conv2d(x[:, :, ::down, ::across], self.weight)
+
+
 def conv(inner: int, outer: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Return a size x size convolution without bias whose output has ceil(h / stride) rows."""
+    if size == 1 and stride > 1 and groups == 1:
+        return Pointwise(inner, outer, 1, stride, bias=False)
     return nn.Conv2d(inner, outer, size, stride, padding=size // 2, groups=groups, bias=False)
 
 
