@@ -126,7 +126,7 @@ def test_where_all_that_is_claimed_is_true_all_is_supported(judged: Any) -> None
     assert [statement for statement, verdict in said.items() if verdict != "supported"] == []
     assert set(names["answers"].values()) == {"yes"}
     assert re.search(
-        r"gains \+9\.\d \[.*\] points from the noisy teacher, \+15\.\d \[.*\] from the clean one", names["findings"][1]
+        r"brings \+9\.\d \[.*\] points from the noisy teacher, \+15\.\d \[.*\] from the clean one", names["findings"][1]
     )
     assert names["findings"][0].endswith("cross-entropy loses 8.0 points.")
 

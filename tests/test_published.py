@@ -163,6 +163,44 @@ def looked_at(table):
         yield f"| {name} | {depth} | {' | '.join(numbers)} |"
 
 
+def by_severity(table, shares):
+    """A line of Markdown for each way to learn at each noise or imbalance, in the order of the table."""
+    own = table.kind.str.extract(r"(?P<severity>.*?): (?P<way>.*)")
+    table = table.assign(severity=own.severity, way=own.way)
+    plain = table[table.way == "cross-entropy"].set_index(["severity", "seed"]).test_accuracy
+    for (severity, name), rows in table.groupby(["severity", "way"], sort=False):
+        gain = 100 * (rows.set_index(["severity", "seed"]).test_accuracy - plain).dropna()
+        said = [severity, name, str(len(rows)), told(100 * rows.test_accuracy, ".2f")]
+        said.append("" if name == "cross-entropy" else told(gain))
+        said += ["" if rows[share].isna().all() else f"{100 * rows[share].mean():.1f}" for share in shares]
+        yield f"| {' | '.join(said)} |"
+
+
+SEVERE = {
+    "label_noise": ("## Label noise", ["clean", "corrected", "memorised"]),
+    "class_imbalance": (
+        "## Class imbalance",
+        [*(f"{group}_accuracy" for group in ("many", "medium", "few", "worst")), "test_ece"],
+    ),
+}
+
+
+@pytest.mark.parametrize("study", SEVERE)
+def test_the_words_beside_noise_and_imbalance_give_their_numbers(study):
+    heading, shares = SEVERE[study]
+    words = (RESULTS / "README.md").read_text().partition(heading)[2].partition("\n## ")[0]
+    table = pandas.read_csv(RESULTS / f"{study}_course.csv", comment="#")
+    assert (table.status == "finished").all()
+    lines, students = set(words.splitlines()), table[table.seed < 1000]
+    assert (students.groupby("kind").size() >= 3).all()
+    claims = pandas.read_csv(RESULTS / f"{study}_course_claims.csv", comment="#")
+    assert [line for line in (*by_severity(students, shares), *judged(claims)) if line not in lines] == []
+    verdicts = claims.verdict.value_counts()
+    assert all(re.search(rf"\b{n}\s+{verdict}\b", words) for verdict, n in verdicts.items())
+    teachers = table[table.seed >= 1000].drop_duplicates("run").test_accuracy
+    assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
+
+
 def test_the_words_beside_the_results_give_their_numbers():
     words = (RESULTS / "README.md").read_text()
     table = pandas.read_csv(RESULTS / "capacity_gap_course.csv", comment="#")
