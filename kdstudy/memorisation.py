@@ -1,4 +1,4 @@
-"""What a network makes of wrong labels: which it sees through, which it repeats, and whether it tells which they are."""
+"""What a network makes of wrong labels: which it sees through, which it repeats, and whether it finds them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def suspicion(logits: Tensor, given: Tensor) -> Tensor:
 
 
 def disagreement(student: Tensor, teacher: Tensor, given: Tensor) -> Tensor:
-    """Return how far the given label, the teacher and the student are apart: the Jensen-Shannon divergence of the three.
+    """Return how far the given label, the teacher and the student are apart, by their Jensen-Shannon divergence.
 
     H((y + p_t + p_s) / 3) − (H(p_t) + H(p_s)) / 3, with y the one-hot label, which has no entropy.
 

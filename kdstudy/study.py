@@ -103,10 +103,10 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
 
     Returns:
         One row a run, in the order given: its key, network, data, method, parameters and teacher, with the teacher's
-        data, method, epochs and the length of its schedule (longer for a raw checkpoint); `init`, what it starts from; `schedule`,
-        the length of its own schedule; `total_epochs`, its epochs and those of the runs it starts from; its learning
-        rate, its seed, its metrics (accuracies and shares in [0, 1], KL and NLL in nats; NaN where there is none),
-        `status` "finished" or "failed", and `error`, which says why.
+        data, method, epochs and the length of its schedule (longer for a raw checkpoint); `init`, what it starts from;
+        `schedule`, the length of its own schedule; `total_epochs`, its epochs and those of the runs it starts from;
+        its learning rate, its seed, its metrics (accuracies and shares in [0, 1], KL and NLL in nats; NaN where there
+        is none), `status` "finished" or "failed", and `error`, which says why.
 
     Raises:
         Planned: in a dry run (`KDSTUDY_DRY_RUN`), if runs are missing.

@@ -37,8 +37,9 @@ FLOORS = """
         bench.methods bench shelf
         widgets.look widgets.shown widgets.controls widgets.kinds widgets.drawing widgets.live widgets.explorer
         widgets.answers widgets.judged widgets.thumbs widgets.soft widgets.browser
-        widgets.matrix widgets.gap widgets.curves widgets.points widgets.pair widgets.twins widgets.terms
-        widgets.comparison widgets
+        widgets.matrix widgets.gap widgets.curves widgets.points widgets.pair widgets.twins
+        widgets.suspects widgets.wrong widgets.within widgets.severities widgets.terms widgets.comparison
+        widgets
     | __init__ running cli __main__
 """
 ORDER = {name: place for place, name in enumerate(FLOORS.replace("|", " ").split())}

@@ -16,6 +16,7 @@ from kdstudy import metrics
 from kdstudy.errors import KDStudyError
 
 LABELLED = [metrics.accuracy, metrics.nll, metrics.ece, metrics.brier, metrics.calibration_temperature]
+LABELLED += [metrics.balanced_accuracy]
 PAIRED = [metrics.agreement, metrics.kl]
 
 
@@ -88,6 +89,43 @@ def test_brier_of_two_classes_is_twice_scikit_learns():
     zs, _, labels = sample(classes=2)
     half = sklearn.metrics.brier_score_loss(labels.numpy(), scipy.special.softmax(zs.numpy(), axis=1)[:, 1])
     assert metrics.brier(zs, labels) == pytest.approx(2 * half)
+
+
+@pytest.mark.parametrize(("seed", "classes"), [(0, 7), (1, 2), (2, 30)])
+def test_accuracies_within_the_classes_are_scikit_learns(seed: int, classes: int) -> None:
+    zs, _, labels = sample(seed=seed, classes=classes)
+    labels[labels == 1] = torch.where(torch.arange(int((labels == 1).sum())) % 5 > 0, 0, 1)  # uneven classes
+    said, y = zs.argmax(1).numpy(), labels.numpy()
+    within = metrics.class_accuracy(zs.float().requires_grad_(), labels.int())
+    assert within.dtype == torch.double
+    assert not within.requires_grad
+    expected = sklearn.metrics.recall_score(y, said, average=None, labels=range(classes))
+    assert within.numpy() == pytest.approx(expected)
+    balanced = metrics.balanced_accuracy(zs, labels)
+    assert balanced == pytest.approx(sklearn.metrics.balanced_accuracy_score(y, said))
+    assert balanced != pytest.approx(metrics.accuracy(zs, labels), abs=1e-3)
+
+
+def test_of_a_class_without_samples_there_is_no_accuracy() -> None:
+    zs = torch.eye(5)[[0, 0, 3, 4, 1]]
+    labels = torch.tensor([0, 0, 3, 3, 3])
+    within = metrics.class_accuracy(zs, labels).tolist()
+    assert [within[0], within[3]] == pytest.approx([1, 1 / 3])
+    assert [math.isnan(each) for each in within] == [False, True, True, False, True]
+    assert metrics.balanced_accuracy(zs, labels) == pytest.approx(2 / 3)
+
+
+def test_balanced_accuracy_does_not_see_how_frequent_a_class_is() -> None:
+    zs, _, labels = sample()
+    many = torch.cat([torch.arange(len(labels)), *[torch.nonzero(labels == 2)[:, 0]] * 9])
+    assert metrics.balanced_accuracy(zs[many], labels[many]) == pytest.approx(metrics.balanced_accuracy(zs, labels))
+    assert metrics.accuracy(zs[many], labels[many]) != pytest.approx(metrics.accuracy(zs, labels), abs=1e-3)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3), torch.zeros(4, 1), torch.tensor([0, 0, 0, 3])])
+def test_within_classes_labels_that_do_not_fit_are_refused(labels: Tensor) -> None:
+    with pytest.raises(KDStudyError, match=r"logits \(4, 3\), labels|between 0 and 2"):
+        metrics.class_accuracy(torch.zeros(4, 3), labels.long())
 
 
 @pytest.mark.parametrize("bins", [1, 2, 10, 15, 100])

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from kdstudy.data import digits, folder, glyphs, vision  # noqa: F401  (entering them in the registry)
-from kdstudy.data import imbalance, noise
+from kdstudy.data import digits, folder, glyphs, imbalance, noise, vision  # noqa: F401  (entering them in the registry)
 from kdstudy.data.dataset import DATASETS, Dataset, Source, Split
 from kdstudy.data.value import Data
 from kdstudy.data.views import Views

@@ -169,11 +169,11 @@ def _check(seed: int, validation: bool) -> None:
         raise KDStudyError(f"noise: validation = {shown(validation)}: must be True or False")
 
 
-def _matrix(matrix: object) -> Matrix:
+def _matrix(matrix: Any) -> Matrix:
     """Return a confusion matrix as a value; refuse what is none."""
-    listed = isinstance(matrix, list | tuple | np.ndarray | Tensor)
-    rows = [list(row) if isinstance(row, list | tuple) else row for row in np.asarray(matrix).tolist()] if listed else []
-    if len(rows) < 2 or not all(isinstance(row, list) and len(row) == len(rows) for row in rows):
+    rows = matrix.tolist() if isinstance(matrix, np.ndarray | Tensor) else matrix
+    square = isinstance(rows, list | tuple) and len(rows) > 1
+    if not square or not all(isinstance(row, list | tuple) and len(row) == len(rows) for row in rows):
         raise KDStudyError(f"noise: matrix = {shown(matrix)}: must have a row a class, each of a share a class")
     for label, row in enumerate(rows):
         for share in row:

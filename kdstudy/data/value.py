@@ -126,8 +126,8 @@ class Data:
 
     def but(self, **changes: Any) -> Data:
         """Return the same data with some fields or arguments changed; a folder is the one that was looked at."""
-        now = dict(subset=self.subset, validation=self.validation, views=self.views, stream=self.stream)
-        now |= dict(noise=self.noise, imbalance=self.imbalance, **self.args)
+        fields = ("subset", "validation", "views", "stream", "noise", "imbalance")
+        now = {name: getattr(self, name) for name in fields} | dict(self.args)
         other = Data(changes.pop("name", self.name), **{**now, **changes})
         if (other.name, other.args) == (self.name, self.args):
             other._seen = self._seen

@@ -13,9 +13,11 @@ from kdstudy.widgets.gap import gap_map
 from kdstudy.widgets.kinds import kinds
 from kdstudy.widgets.live import Live
 from kdstudy.widgets.pair import pair
+from kdstudy.widgets.severities import severities
 from kdstudy.widgets.shown import Shown
 from kdstudy.widgets.soft import soft_labels
 from kdstudy.widgets.twins import twins
+from kdstudy.widgets.wrong import wrong_labels
 
 __all__ = [
     "Choice",
@@ -32,6 +34,8 @@ __all__ = [
     "images",
     "kinds",
     "pair",
+    "severities",
     "soft_labels",
     "twins",
+    "wrong_labels",
 ]

@@ -203,15 +203,19 @@ def together(runs: Run | Sequence[Run]) -> list[Run]:
 
 
 def same_images(one: Run, other: Run, split: str) -> bool:
-    """Return whether what is stored of two runs is of the same images, in the same order."""
-    if split == "test":
-        return _tested(one.data) == _tested(other.data)
-    return one.data.but(views=None, stream=False) == other.data.but(views=None, stream=False)
+    """Return whether what is stored of two runs is of the same images, in the same order, whatever their labels."""
+    seen = _tested if split == "test" else _seen
+    return seen(one.data) == seen(other.data)
+
+
+def _seen(data: Data) -> Data:
+    """Return data that differs from other data only if its images do."""
+    return data.but(views=None, stream=False, noise=None)
 
 
 def _tested(data: Data) -> Data:
     """Return data that differs from other data only if its test images do."""
-    return data.but(subset=None, validation=0.1, views=None, stream=False)
+    return _seen(data).but(subset=None, validation=0.1, imbalance=None)
 
 
 class Kept:

@@ -87,7 +87,8 @@ def _flat(spec: Any, *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
     entries = dict(enumerate(spec)) if isinstance(spec, list) else spec
     if isinstance(entries, Mapping) and entries:
         for name, value in entries.items():
-            yield from _flat(value, *path, str(name))
+            if name != "version":
+                yield from _flat(value, *path, str(name))
     else:
         named = [part for part in path if part not in _ORDERING and not part.isdecimal()]
         yield path, words({" ".join(named): spec})
