@@ -221,7 +221,7 @@ def test_where_nothing_does_anything_nothing_is_said(judged: Callable[..., dict[
     names = judged(nothing, noise=0.03)
     assert set(verdicts(names).values()) == {"inconclusive"}
     assert set(names["answers"].values()) == {"these seeds cannot tell"}
-    assert not any("can hardly fall" in said for said in names["cautions"])
+    assert not any("hardly" in said for said in names["cautions"])
 
 
 def test_one_seed_says_nothing_even_where_all_is_true(judged: Callable[..., dict[str, Any]]) -> None:
@@ -234,6 +234,7 @@ def test_where_nobody_knows_the_rare_classes_no_harm_could_be_seen(judged: Calla
     cautions = judged(helpless, noise=0.0)["cautions"]
     assert any("the worst class can hardly fall" in said for said in cautions)
     assert any("the uneven teacher is on rare classes not more accurate" in said for said in cautions)
+    assert any("plain training gets 0% right" in said for said in cautions)
 
 
 def test_each_severity_is_claimed_by_itself_with_steps_too(judged: Callable[..., dict[str, Any]]) -> None:

@@ -281,7 +281,7 @@ def test_cka_is_that_of_the_textbooks_unbiased_hsic(n, p, q):
 def test_a_centred_gram_has_rows_that_sum_to_zero_and_an_empty_diagonal():
     k = metrics.centred_gram(features(0, 9, 4).float())
     assert k.dtype == torch.double
-    assert torch.equal(k, k.T)
+    assert torch.allclose(k, k.T, atol=1e-6)  # a product of float32 matrices need not be symmetric to the last bit
     assert k.sum(1).numpy() == pytest.approx(np.zeros(9), abs=1e-5)
     assert not k.diag().any()
     assert k.abs().max() > 1

@@ -328,7 +328,7 @@ def test_validation_labels_lie_if_they_are_to_test_labels_never(kind: int) -> No
 
 def test_a_split_takes_its_true_labels_with_it() -> None:
     train = load("digits", subset=100, noise=symmetric(0.5)).train
-    rows = torch.tensor([5, 99, 5, 0])
+    rows = torch.tensor([5, *range(99, 0, -3), 5])
     for part in (train.pick(rows), train.pick(rows).to(torch.device("cpu"))):
         assert torch.equal(part.labels, train.labels[rows])
         assert torch.equal(part.true_labels, train.true_labels[rows])

@@ -171,8 +171,9 @@ def _check(seed: int, validation: bool) -> None:
 
 def _matrix(matrix: Any) -> Matrix:
     """Return a confusion matrix as a value; refuse what is none."""
-    rows = matrix.tolist() if isinstance(matrix, np.ndarray | Tensor) else matrix
-    square = isinstance(rows, list | tuple) and len(rows) > 1
+    listed = matrix if isinstance(matrix, list | tuple | np.ndarray | Tensor) else ()
+    rows = [row.tolist() if isinstance(row, np.ndarray | Tensor) else row for row in listed]
+    square = len(rows) > 1
     if not square or not all(isinstance(row, list | tuple) and len(row) == len(rows) for row in rows):
         raise KDStudyError(f"noise: matrix = {shown(matrix)}: must have a row a class, each of a share a class")
     for label, row in enumerate(rows):

@@ -151,7 +151,8 @@ def _names(students: Any) -> dict[str, bool]:
         if len({run.but(seed=0) for run in nets.values()}) < len(nets):
             raise KDStudyError(f"students: {depth}: one of {'; '.join(nets)} is given twice, whatever its seed")
         for run in nets.values():
-            if not all(same_images(run, start, split) for split in ("train", "test")):
+            same = all(same_images(run, start, split) for split in ("train", "test"))
+            if not same or run.data.noise != start.data.noise:
                 where = f"{run.data!r}, {start.label} on {start.data!r}"
                 raise KDStudyError(f"students: {run.label} is on {where}: all must have the same images")
     if len({*names.values()}) < 2:
