@@ -79,16 +79,17 @@ def fooled_from(predicted: Tensor, given: Tensor, true: Tensor) -> Tensor:
         true: the true labels (N,).
 
     Returns:
-        The epoch, from 0, as int64 (N,); E where it never does, or does not at the end, or the label is right.
+        The epoch, from 0, as int64 (N,); E where it never does, or does not when last seen, or the label is right.
 
     Example:
         >>> said = torch.tensor([[0, 1], [1, 1], [1, 0]])
         >>> fooled_from(said, given=torch.tensor([1, 1]), true=torch.tensor([0, 0])).tolist()
         [1, 3]
     """
-    repeats = ((predicted == given) | (predicted < 0)) & (given != true)
-    at_the_end = repeats.flip(0).long().cumprod(0).sum(0)  # epochs, counted back from the last
-    return len(predicted) - at_the_end
+    repeats = (predicted == given) & (given != true)
+    resists = (predicted >= 0) & (predicted != given)
+    to_the_end = repeats & (~resists).flip(0).long().cumprod(0).flip(0).bool()  # and never again anything else
+    return torch.where(to_the_end.any(0), to_the_end.long().argmax(0), len(predicted))
 
 
 def suspicion(logits: Tensor, given: Tensor) -> Tensor:

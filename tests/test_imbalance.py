@@ -344,11 +344,11 @@ def test_no_imbalance_is_taken_for_another_in_the_cache(images: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: long_tail(0), "imbalance: gamma = 0: must be a number greater than 0 and at most 10"),
+        (lambda: long_tail(0), "imbalance: gamma = 0: must be a number between 0.001 and 10"),
         (lambda: long_tail(-1.0), "imbalance: gamma = -1.0: must be"),
         (lambda: long_tail(10.5), "imbalance: gamma = 10.5: must be"),
         (lambda: long_tail(float("nan")), "imbalance: gamma = nan: must be"),
-        (lambda: long_tail("1"), "imbalance: gamma = '1': must be"),
+        (lambda: long_tail("1"), "imbalance: gamma = '1': must be"),  # type: ignore[arg-type]
         (lambda: long_tail(1.0, ratio=0.99), "imbalance: ratio = 0.99: must be a number between 1 and 100000"),
         (lambda: long_tail(1.0, ratio=100_001), "imbalance: ratio = 100001: must be"),
         (lambda: long_tail(1.0, seed=-1), "imbalance: seed = -1: must be an integer between 0 and 2147483648"),
@@ -356,7 +356,7 @@ def test_no_imbalance_is_taken_for_another_in_the_cache(images: Path) -> None:
         (lambda: step(1.0), "imbalance: rare = 1.0: must be"),
         (lambda: step(0.5, ratio=0), "imbalance: ratio = 0: must be"),
         (lambda: step(0.5, ratio=float("inf")), "imbalance: ratio = inf: must be"),
-        (lambda: step(0.5, seed=0.5), "imbalance: seed = 0.5: must be"),
+        (lambda: step(0.5, seed=0.5), "imbalance: seed = 0.5: must be"),  # type: ignore[arg-type]
     ],
 )
 def test_an_imbalance_that_cannot_be_is_refused(make: Callable[[], object], said: str) -> None:
@@ -397,3 +397,19 @@ def test_what_is_no_imbalance_is_refused(wrong: Any, kind: str) -> None:
     assert refused(lambda: load("digits", imbalance=wrong)) == said
     assert refused(lambda: Data("digits").but(imbalance=wrong)) == said
     assert "imbalance: is a Noise" in refused(lambda: Data("digits", imbalance=symmetric(0.4)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("classes", "each", "rare", "seed"), [(3, 15, 0.6511, 49), (16, 57, 0.8246, 50), (8, 15, 0.9146, 146)]
+)
+def test_the_most_that_is_said_is_the_most(classes: int, each: int, rare: float, seed: int) -> None:
+    own, labels, names = step(rare, ratio=10, seed=seed), shuffled([each] * classes), list(map(str, range(classes)))
+    most = int(refused(lambda: own.rows(labels, names, each * classes)).split("must be at most ")[1].split()[0])
+    assert len(own.rows(labels, names, most)) == most
+    assert "must be at most" in refused(lambda: own.rows(labels, names, most + 1))
+
+
+def test_the_ends_are_exact_for_the_smallest_gamma() -> None:
+    sizes = sorted(long_tail(0.001, ratio=10).sizes(50))
+    assert sizes[0] == pytest.approx(0.1, rel=1e-9)
+    assert sizes[-1] == 1

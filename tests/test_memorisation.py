@@ -118,6 +118,10 @@ def test_fooled_from_is_the_epoch_after_the_last_resistance(seed: int) -> None:
         ([1, -1, -1], 0),
         ([-1, 0, 1], 2),
         ([-1, 1, 0], 3),
+        ([1, 0, -1], 3),
+        ([-1, -1, -1], 3),
+        ([-1, 1, 1], 1),
+        ([0, -1, 1], 2),
     ],
 )
 def test_fooled_from_by_hand(said: list[int], epoch: int) -> None:

@@ -590,6 +590,8 @@ def test_a_noise_that_cannot_be_is_refused(kind: Any, args: dict[str, Any], said
         ([0.5, 0.5], "noise: matrix = [0.5, 0.5]: must have a row a class"),
         (0.4, "noise: matrix = 0.4: must have a row a class"),
         ("ab", "noise: matrix = 'ab': must have a row a class"),
+        (np.array(0.5), "noise: matrix = array(0.5): must have a row a class"),
+        ([[0.9, 0.1], [1.0]], "noise: matrix = [[0.9, 0.1], [1.0]]: must have a row a class"),
         ([[0.5, 0.5], [0.5, 0.4]], "noise: matrix: row 1 sums to 0.9: must sum to 1"),
         ([[0.6, 0.5], [0.5, 0.5]], "noise: matrix: row 0 sums to 1.1: must sum to 1"),
         ([[1.0, 0.0], [1.5, -0.5]], "noise: matrix: a share in row 1 = 1.5: must be a number between 0 and 1"),
@@ -619,3 +621,8 @@ def test_what_is_no_noise_is_refused(wrong: Any, kind: str) -> None:
     assert refused(lambda: load("digits", noise=wrong)) == said
     assert refused(lambda: Data("digits").but(noise=wrong)) == said
     assert "noise: is a Imbalance" in refused(lambda: Data("digits", noise=imbalance.step()))  # type: ignore[arg-type]
+
+
+def test_one_image_alone_cannot_look_like_another_class() -> None:
+    data = Data("digits", validation=0.0005, noise=instance_dependent(0.6, validation=True))
+    assert "at least 2 are needed" in refused(data.load)

@@ -73,11 +73,24 @@ class Imbalance:
             if count > most:
                 raise KDStudyError(
                     f"subset = {total}: takes {count} images of class {name!r}, of which there are {most}: "
-                    f"must be at most {sum(self._counts(there, None))} with this imbalance"
+                    f"must be at most {self._most(there)} with this imbalance"
                 )
         order = stratified_order(labels, self.seed)
         kept = [order[labels[order] == label][:count] for label, count in enumerate(counts)]
         return torch.cat(kept).sort().values
+
+    def _most(self, there: Sequence[int]) -> int:
+        """Return how many samples there can be in all, of as many of each class."""
+
+        def fits(total: int) -> bool:
+            return all(count <= most for count, most in zip(self._counts(there, total), there, strict=True))
+
+        total = sum(self._counts(there, None))
+        while not fits(total):
+            total -= 1
+        while fits(total + 1):
+            total += 1
+        return total
 
     def _counts(self, there: Sequence[int], total: int | None) -> list[int]:
         """Return how many samples of each class are kept, of as many as there are."""
@@ -95,7 +108,7 @@ def long_tail(gamma: float, *, ratio: float = 10.0, seed: int = 0) -> Imbalance:
     all its images (those of a `subset` are shared out in the same proportions) and the rarest 1/ratio of them.
 
     Args:
-        gamma: γ, in (0, 10]: the smaller, the more classes are rare; 0.2, 0.6, 1 and 2 are usual.
+        gamma: γ, in [0.001, 10]: the smaller, the more classes are rare; 0.2, 0.6, 1 and 2 are usual.
         ratio: the largest class's size by the smallest one's, in [1, 100000].
         seed: which classes are rare, and which of their images are kept.
 
@@ -110,7 +123,7 @@ def long_tail(gamma: float, *, ratio: float = 10.0, seed: int = 0) -> Imbalance:
         The law is as in Sarfraz et al. 2020 and related papers by its authors, of which we know γ; that a and b follow
         from the sizes at both ends, and that k counts from 1 at the rarest class, is our reading.
     """
-    check_number("imbalance: gamma", gamma, low=0, high=10, above=True)
+    check_number("imbalance: gamma", gamma, low=0.001, high=10)
     _check(ratio, seed)
     return Imbalance("long_tail", gamma, ratio, seed)
 

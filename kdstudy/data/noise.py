@@ -171,7 +171,7 @@ def _check(seed: int, validation: bool) -> None:
 
 def _matrix(matrix: Any) -> Matrix:
     """Return a confusion matrix as a value; refuse what is none."""
-    listed = matrix if isinstance(matrix, list | tuple | np.ndarray | Tensor) else ()
+    listed = matrix if isinstance(matrix, list | tuple) or getattr(matrix, "ndim", 0) else ()
     rows = [row.tolist() if isinstance(row, np.ndarray | Tensor) else row for row in listed]
     square = len(rows) > 1
     if not square or not all(isinstance(row, list | tuple) and len(row) == len(rows) for row in rows):
@@ -211,6 +211,8 @@ def _instance_dependent(noise: Noise, split: Split, num_classes: int) -> Tensor:
     n, own = round(_rate(noise) * len(split)), split.labels[:, None]
     if not n:
         return split.labels.clone()
+    if len(split) < 2:
+        raise KDStudyError("noise: instance_dependent: one image alone has no classifier: at least 2 are needed")
     scores = torch.from_numpy(_scores(_shrunk(split.images), F.one_hot(split.labels, num_classes).numpy(), noise.seed))
     ahead, wrong = scores.scatter(1, own, -torch.inf).max(1)
     chosen = (ahead - scores.gather(1, own)[:, 0]).argsort(descending=True, stable=True)[:n]
