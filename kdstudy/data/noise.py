@@ -171,7 +171,7 @@ def _check(seed: int, validation: bool) -> None:
 
 def _matrix(matrix: Any) -> Matrix:
     """Return a confusion matrix as a value; refuse what is none."""
-    listed = matrix if isinstance(matrix, list | tuple) or getattr(matrix, "ndim", 0) else ()
+    listed = matrix if isinstance(matrix, list | tuple) or getattr(matrix, "ndim", False) else ()
     rows = [row.tolist() if isinstance(row, np.ndarray | Tensor) else row for row in listed]
     square = len(rows) > 1
     if not square or not all(isinstance(row, list | tuple) and len(row) == len(rows) for row in rows):
