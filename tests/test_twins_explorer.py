@@ -33,6 +33,7 @@ from kdstudy import (
     widgets,
 )
 from kdstudy.data.dataset import stratified_order
+from kdstudy.data.noise import symmetric
 from kdstudy.nets import Tapped
 from kdstudy.widgets import Choice, Explorer, Shown, Slider
 from kdstudy.widgets.twins import Looked
@@ -421,7 +422,14 @@ EIGHT, FOURTEEN = STUDENTS["depth 8"], STUDENTS["depth 14"]
             {"students": {"a": EIGHT | {"plain": EIGHT["plain"].but(data=Data("digits", subset=100))}}},
             "resnet8 (residual=False) scratch seed 0 is on Data('digits', subset=100)",
         ),
-        ({"students": {"a": EIGHT | {"plain": EIGHT["plain"].but(data="glyphs")}}}, "all must have the same images"),
+        (
+            {"students": {"a": EIGHT | {"plain": EIGHT["plain"].but(data="glyphs")}}},
+            "all must have the same images and labels",
+        ),
+        (
+            {"students": {"a": EIGHT | {"plain": EIGHT["plain"].but(data=DATA.but(noise=symmetric(0.2)))}}},
+            "all must have the same images and labels",
+        ),
         ({"seeds": ()}, "seeds = (): must be several, or one as (0,)"),
         ({"seeds": 0}, "seeds = 0: must be several, or one as (0,)"),
         ({"seeds": (0, 0)}, "seeds: 0 is given twice, must be once"),

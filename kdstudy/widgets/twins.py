@@ -154,7 +154,7 @@ def _names(students: Any) -> dict[str, bool]:
             same = all(same_images(run, start, split) for split in ("train", "test"))
             if not same or run.data.noise != start.data.noise:
                 where = f"{run.data!r}, {start.label} on {start.data!r}"
-                raise KDStudyError(f"students: {run.label} is on {where}: all must have the same images")
+                raise KDStudyError(f"students: {run.label} is on {where}: all must have the same images and labels")
     if len({*names.values()}) < 2:
         raise KDStudyError(f"students: {'; '.join(names)}: at least one must have a teacher, and one none")
     return names
