@@ -89,6 +89,8 @@ def fooled_from(predicted: Tensor, given: Tensor, true: Tensor) -> Tensor:
     repeats = (predicted == given) & (given != true)
     resists = (predicted >= 0) & (predicted != given)
     to_the_end = repeats & (~resists).flip(0).long().cumprod(0).flip(0).bool()  # and never again anything else
+    if not len(predicted):
+        return torch.zeros_like(given)
     return torch.where(to_the_end.any(0), to_the_end.long().argmax(0), len(predicted))
 
 

@@ -175,7 +175,7 @@ def test_accuracies_by_group_are_those_of_the_world(judged: Callable[..., dict[s
 def test_the_runs_are_those_that_are_said(judged: Callable[..., dict[str, Any]]) -> None:
     names = judged(nothing, severities=[2.0, 0.2], seeds=2, other_seeds=1)
     recipe = Recipe(epochs=2, batch=32, learning_rate=0.05, nesterov=True, schedule=cosine(warmup=0.1))
-    recipe = replace(recipe, precision="auto")
+    recipe = replace(recipe, precision="float32")
     even = Data("digits", subset=200)
     uneven = even.but(imbalance=imbalance.long_tail(2.0, ratio=5.0, seed=0))
     plain = Run(STUDENT, data=uneven, recipe=recipe)

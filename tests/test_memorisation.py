@@ -257,3 +257,8 @@ def test_scores_of_other_labels_are_refused(score: tuple[int, ...], corrupted: t
 def test_more_than_all_cannot_be_flagged(flagged: Any) -> None:
     with pytest.raises(KDStudyError, match=r"flagged = .*: must be an integer between 0 and 3"):
         detection(torch.zeros(3), torch.zeros(3).bool(), flagged)
+
+
+def test_who_was_never_trained_is_fooled_from_no_epoch() -> None:
+    labels = torch.tensor([0, 1])
+    assert fooled_from(torch.empty(0, 2), labels, 1 - labels).tolist() == [0, 0]

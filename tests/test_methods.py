@@ -224,7 +224,9 @@ def test_it_learns(name, able):
     )
     logits = predict(run.net, data.test.images, data, "float32")
     assert logits.shape == (len(data.test), 10)
-    assert metrics.accuracy(logits, data.test.labels) > 0.15  # chance is 0.1 ± 0.016; many a weight is for larger images
+    assert (
+        metrics.accuracy(logits, data.test.labels) > 0.15
+    )  # chance is 0.1 ± 0.016; many a weight is for larger images
 
 
 @pytest.mark.parametrize("name", EVERY)
