@@ -214,18 +214,19 @@ def _of_other_data(runs: Iterable[Run], found: Mapping[str, Result | None]) -> s
 
 def _row(run: Run, found: Mapping[str, Result | None], failed: Mapping[str, str]) -> dict[str, Any]:
     declared = inspect.signature(METHODS[run.method].factory).parameters
+    spec = run.spec()
     row: dict[str, Any] = {
         "run": run.key,
         "net": run.net.label,
-        "data": data_label(run.spec()),
+        "data": data_label(spec),
         "method": run.method,
         **{name: run.params.get(name, p.default) for name, p in declared.items()},
         "teacher": ", ".join(teacher.net.label for teacher in run.teachers),
-        "teacher_data": "; ".join(dict.fromkeys(data_label(teacher.spec()) for teacher in run.teachers)),
+        "teacher_data": "; ".join(dict.fromkeys(map(data_label, spec.get("teachers", [])))),
         "teacher_method": ", ".join(teacher.method for teacher in run.teachers),
         "teacher_epochs": max((teacher.recipe.last_epoch for teacher in run.teachers), default=0),
         "teacher_schedule": max((teacher.recipe.epochs for teacher in run.teachers), default=0),
-        "init": start_label(run.spec()),
+        "init": start_label(spec),
         "schedule": run.recipe.epochs,
         "total_epochs": run.total_epochs,
         "learning_rate": run.recipe.learning_rate,

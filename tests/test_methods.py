@@ -224,9 +224,8 @@ def test_it_learns(name, able):
     )
     logits = predict(run.net, data.test.images, data, "float32")
     assert logits.shape == (len(data.test), 10)
-    assert (
-        metrics.accuracy(logits, data.test.labels) > 0.15
-    )  # chance is 0.1 ± 0.016; many a weight is for larger images
+    least = 0.15 if name == "at" else 0.2  # many a weight is for larger images; without AVX-512 `at` ends on 0.2 itself
+    assert metrics.accuracy(logits, data.test.labels) > least  # of ten classes: chance is 0.1 ± 0.016
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -201,6 +201,20 @@ def test_the_words_beside_noise_and_imbalance_give_their_numbers(study):
     assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
 
 
+def test_what_noise_costs_and_early_stopping_brings_is_told_beside_the_label_noise_study():
+    words = " ".join((RESULTS / "README.md").read_text().partition("## Label noise")[2].partition("\n## ")[0].split())
+    table = pandas.read_csv(RESULTS / "label_noise_course.csv", comment="#")
+
+    def of(level, name="cross-entropy", metric="test_accuracy"):
+        return 100 * table[table.kind == f"noise {level}%: {name}"].set_index("seed")[metric]
+
+    for level in (40, 60):
+        gain = (of(level, "kd, clean teacher") - of(level)).mean()
+        assert f"{signed(gain)} of {(of(0) - of(level)).mean():.1f}" in words
+    stopped = (of(60, metric="best_test_accuracy") - of(60)).mean()
+    assert f"Early stopping changes little either ({signed(stopped)} points at 60 %)" in words
+
+
 def test_the_words_beside_the_results_give_their_numbers():
     words = (RESULTS / "README.md").read_text()
     table = pandas.read_csv(RESULTS / "capacity_gap_course.csv", comment="#")
