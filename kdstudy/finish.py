@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdstudy import metrics, nets
+from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.places import checksum, sealed, write_atomically
 from kdstudy.replay import average_logits
@@ -48,7 +49,10 @@ def finish(
     Raises:
         KDStudyError: if the network's outputs are not finite, or something cannot be written.
     """
-    data, net = training.data, training.net
+    data, net = training.data, deployed(run, training.net)
+    if run.transform is not None and run.transform.final:
+        data = data.to("cpu")
+    counted = run.make_net(data) if run.transform is not None and run.transform.final else net  # integers hide theirs
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     logits = {name: predict(net, split.images, data, training.precision) for name, split in splits.items()}
     if broken := [name for name in logits if not logits[name].isfinite().all()]:
@@ -58,10 +62,10 @@ def finish(
     measured = {
         "epochs": training.epoch,
         **_quality(logits, labels),
-        **_best(training, logits["test"], labels["test"]),
+        **_best(training, run, data, logits["test"]),
         **_fidelity(training, run, taught_by, logits),
-        "parameters": nets.parameters(net),
-        "flops": nets.flops(net, data.shape),
+        "parameters": nets.parameters(counted),
+        "flops": nets.flops(counted, data.shape),
         "train_seconds": sum(record["seconds"] for record in training.history),
     }
     predicted = torch.stack(training.predictions) if training.predictions else torch.empty(0, len(data.train)).short()
@@ -80,6 +84,11 @@ def finish(
     write_atomically(folder / RESULT, lambda file: file.write_text(sealed(result)))
 
 
+def deployed(run: Run, net: nn.Module) -> nn.Module:
+    """Return what is evaluated and stored of a network as it was trained."""
+    return net if run.transform is None else run.transform.deploy(net)
+
+
 def _quality(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
     """Return accuracy on each split, and how good the probabilities are on test."""
     z, y = logits["test"], labels["test"]
@@ -91,7 +100,7 @@ def _quality(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict
     }
 
 
-def _best(training: Training, last: Tensor, labels: Tensor) -> dict[str, float]:
+def _best(training: Training, run: Run, data: Dataset, last: Tensor) -> dict[str, float]:
     """Return the epoch that did best on validation, and its network's accuracy on test; `last` is the last one's."""
     if not training.history:
         return {}
@@ -100,11 +109,11 @@ def _best(training: Training, last: Tensor, labels: Tensor) -> dict[str, float]:
     if epoch != training.epoch - 1:
         best = copy.deepcopy(training.net)
         best.load_state_dict(weights)
-        logits = predict(best, training.data.test.images, training.data, training.precision)
+        logits = predict(deployed(run, best), data.test.images, data, training.precision)
     return {
         "best_epoch": epoch,
         "best_validation_accuracy": training.history[epoch]["validation_accuracy"],
-        "best_test_accuracy": metrics.accuracy(logits, labels),
+        "best_test_accuracy": metrics.accuracy(logits, data.test.labels),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 from kdstudy import nets
+from kdstudy.compress.transform import Transform, pattern
 from kdstudy.data import Dataset
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import available_memory, size_text
-from kdstudy.method import Method, Nets, Scaled, Shapes, Sum
+from kdstudy.method import Method, Nets, Scaled, Shapes, Sum, outputs
 from kdstudy.networks import Net, Pretrained
 from kdstudy.recipe import default_device, seeded
 from kdstudy.specs import canonical, starts_from
@@ -57,7 +59,47 @@ def check(run: Run) -> None:
         run.init.load(run.make_net(dataset))
     elif run.init is not None:
         _check_start(run.init, run, dataset)
+    _check_changed(run, dataset)
     paired(run, dataset)
+
+
+def check_transform(run: Run) -> None:
+    """Refuse a transform that is none, that this run has no use for, or a network that cannot be trained on.
+
+    Args:
+        run: the run.
+
+    Raises:
+        KDStudyError: saying which.
+    """
+    transform: Any = run.transform
+    if not isinstance(transform, Transform | None):
+        raise KDStudyError(f"transform: is a {type(transform).__name__}, must be one, such as compress.Prune(0.8)")
+    for what, other in [("init", run.init), *(("teachers", teacher) for teacher in run.teachers)]:
+        changed = getattr(other, "transform", None)
+        if changed is not None and changed.final:
+            raise KDStudyError(f"{what}: what {changed.label} makes can only be evaluated")
+    if transform is None or transform.trains in (None, bool(run.recipe.epochs)):
+        return
+    must = "at least 1, since it is trained on" if transform.trains else "0, since it follows the training"
+    raise KDStudyError(f"epochs = {run.recipe.epochs}: with {transform.label} they must be {must}")
+
+
+def transformed(run: Run, dataset: Dataset, net: nn.Module, images: torch.Tensor | None = None) -> nn.Module:
+    """Return a run's network as it is trained: changed as the run says.
+
+    Args:
+        run: the run.
+        dataset: its data.
+        net: the network with the weights it starts from.
+        images: training images to choose scales on (B, C, H, W); None if only the form is wanted.
+
+    Returns:
+        The network.
+    """
+    if run.transform is None:
+        return net
+    return run.transform.apply(net, pattern(dataset.shape) if images is None else images)
 
 
 def paired(run: Run, dataset: Dataset) -> str:
@@ -93,7 +135,8 @@ def deployed(run: Run, dataset: Dataset) -> nn.Module:
     """
     method = run.make_method()
     if not _replaces(method):
-        return run.make_net(dataset)
+        net = run.make_net(dataset)
+        return net if run.transform is None else run.transform.shaped(net, dataset.shape)
     method, networks = _build(run, dataset)
     return method.deploy(networks)
 
@@ -116,7 +159,7 @@ def _build(run: Run, dataset: Dataset) -> tuple[Method, Nets]:
     """Return a run's method built around untrained networks, and these."""
     method, known = run.make_method(), [_teacher(teacher, dataset) for teacher in run.teachers]
     networks = _Known(
-        run.make_net(dataset),
+        transformed(run, dataset, run.make_net(dataset)),
         tuple(net for net, _ in known),
         dataset.shape,
         lambda: run.make_net(dataset, "fresh", 1),
@@ -177,6 +220,20 @@ def _check_alike(other: Dataset, own: Dataset, where: str) -> None:
         raise KDStudyError(f"{where} with {other.num_classes} classes, {own.name} has {own.num_classes}")
     if other.shape[0] != own.shape[0]:
         raise KDStudyError(f"{where} with {other.shape[0]} channels, {own.name} has {own.shape[0]}")
+
+
+def _check_changed(run: Run, dataset: Dataset) -> None:
+    """Refuse a network that a run's transform cannot change, or that does not compute afterwards what it should."""
+    if run.transform is None:
+        return
+    if _replaces(run.make_method()):
+        raise KDStudyError(f"{run.label}: method {run.method!r} deploys another network, which no transform can change")
+    net = run.transform.shaped(run.make_net(dataset), dataset.shape).eval()
+    with warnings.catch_warnings(record=True) as told, torch.no_grad():
+        warnings.simplefilter("always")
+        outputs(net, pattern(dataset.shape))
+    if told:
+        raise KDStudyError(f"{run.label}: {str(told[0].message).partition('. ')[0]}")
 
 
 def _check_memory(run: Run, dataset: Dataset) -> None:

@@ -43,7 +43,7 @@ from kdstudy.stored import (
 )
 
 WIDTH = 120
-_SAID = ("net", "data", "method", "recipe", "seed", "teachers", "init")
+_SAID = ("net", "data", "method", "recipe", "seed", "teachers", "init", "transform")
 
 
 def aligned(table: pd.DataFrame, width: int = WIDTH) -> list[str]:

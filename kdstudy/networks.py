@@ -183,3 +183,41 @@ def _colour(name: str, value: float | Sequence[float] | None) -> tuple[float, ..
     for each in values:
         check_number(f"{name} (of colours from 0 to 1)", each, low=0, high=1, above=name == "std")
     return tuple(map(float, values))
+
+
+def equal_flops(net: Net, others: Sequence[Net | str], shape: tuple[int, int, int]) -> list[Net]:
+    """Return other networks, each of the width at which it costs as many FLOPs as a given one, as nearly as widths go.
+
+    Args:
+        net: the network whose FLOPs count.
+        others: networks whose factories take a `width`, which is chosen here; a text is read as by `Net.of`.
+        shape: an image's (C, H, W).
+
+    Returns:
+        The networks, in the same order; of two widths that are equally near, in proportion, the smaller one.
+
+    Raises:
+        KDStudyError: if one takes no width, or costs more at width 1.
+
+    Example:
+        >>> equal_flops(Net("resnet8", width=8), ["resnet20"], (3, 32, 32))
+        [Net('resnet20', width=4)]
+    """
+    wanted = _flops(net, shape)
+    return [_nearest(Net.of(other), wanted, shape) for other in others]
+
+
+def _nearest(net: Net, wanted: int, shape: tuple[int, int, int]) -> Net:
+    """Return a network of the width at which its FLOPs come nearest to what is wanted."""
+    below, width = None, 1
+    while (spent := _flops(wide := Net(net.name, **{**net.args, "width": width}), shape)) < wanted:
+        below, width = (wide, spent), width + 1
+    if below is None:
+        if spent == wanted:
+            return wide
+        raise KDStudyError(f"network {net.label!r}: costs {spent:,} FLOPs at width 1, wanted are {wanted:,}")
+    return wide if spent / wanted < wanted / below[1] else below[0]
+
+
+def _flops(net: Net, shape: tuple[int, int, int]) -> int:
+    return nets.flops(nets.create(net.name, channels=shape[0], **net.args), shape)

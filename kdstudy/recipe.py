@@ -15,7 +15,11 @@ from kdstudy.errors import KDStudyError, check_number, named_only, shown, unknow
 from kdstudy.replay import Precision, has_bfloat16
 from kdstudy.schedules import Schedule, schedule, steps
 
-_COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
+_WORDS = {
+    "precision": ("auto", "float32", "bfloat16"),
+    "teacher_sees": ("view", "image"),
+    "compile": ("off", "default", "reduce-overhead", "max-autotune"),
+}
 
 
 @named_only
@@ -38,6 +42,8 @@ class Recipe:
         schedule: progress to a factor of the learning rate.
         precision: "auto" computes in bfloat16 where the hardware does, else in float32.
         live: whether the teacher runs in every step, instead of being recorded once an epoch.
+        teacher_sees: "view": the teacher is asked about the very view that the student sees; "image": once about each
+            image without any, which gives it one fixed label for all epochs, as a file of soft labels would.
         compile: "off", or how torch.compile makes the student's passes: "default", "reduce-overhead" (CUDA
             graphs) or "max-autotune"; a minute or more at the start, and other last bits.
 
@@ -60,6 +66,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=lambda: steps((0.625, 0.75, 0.875)))
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     live: bool = False
+    teacher_sees: Literal["view", "image"] = "view"
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
 
     def __post_init__(self) -> None:
@@ -78,11 +85,10 @@ class Recipe:
         if not isinstance(self.schedule, Schedule):
             raise KDStudyError(f"schedule = {shown(self.schedule)}: must be made by kdstudy.schedules")
         schedule(self.schedule.spec())
-        if not isinstance(self.precision, str) or self.precision not in ("auto", "float32", "bfloat16"):
-            raise KDStudyError(f"precision = {shown(self.precision)}: must be 'auto', 'float32' or 'bfloat16'")
-        if not isinstance(self.compile, str) or self.compile not in _COMPILE:
-            allowed = "'off', 'default', 'reduce-overhead' or 'max-autotune'"
-            raise KDStudyError(f"compile = {shown(self.compile)}: must be {allowed}")
+        for name, allowed in _WORDS.items():
+            _check_word(name, getattr(self, name), allowed)
+        if self.live and self.teacher_sees == "image":
+            raise KDStudyError("live = True: a teacher that sees images without views is asked once, not in each step")
 
     @property
     def last_epoch(self) -> int:
@@ -94,6 +100,12 @@ class Recipe:
         if self.precision == "auto":
             return "bfloat16" if has_bfloat16(device) else "float32"
         return self.precision
+
+
+def _check_word(name: str, word: object, allowed: tuple[str, ...]) -> None:
+    if not isinstance(word, str) or word not in allowed:
+        words = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+        raise KDStudyError(f"{name} = {shown(word)}: must be {words}")
 
 
 def default_device() -> torch.device:

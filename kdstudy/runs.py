@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from torch import nn
+
 import kdstudy.methods  # noqa: F401  (entering the methods in the registry)
-from kdstudy import fitting, nets
+from kdstudy import fitting
+from kdstudy.compress.transform import Transform
 from kdstudy.data import DATASETS, Data, Dataset
 from kdstudy.errors import KDStudyError, check_number, named_only
 from kdstudy.method import METHODS, Method
@@ -41,6 +44,7 @@ class Run:
         teachers: the runs whose networks teach it; a `Pretrained` stands for its network on the same data.
         init: what it starts from: the final weights of another run of the same network, or those of a file; None draws
             them from the seed.
+        transform: what is done to that network before it is trained on, such as `compress.Prune(0.8)`; None leaves it.
         average: what is averaged over several teachers: "probabilities" or "logits".
         seed: of its initial weights and of the order of its batches.
 
@@ -61,6 +65,7 @@ class Run:
     params: Mapping[str, Any]
     teachers: tuple[Run, ...]
     init: Run | Pretrained | None
+    transform: Transform | None
     average: Average
     seed: int
 
@@ -74,6 +79,7 @@ class Run:
         params: Mapping[str, Any] | None = None,
         teachers: Sequence[Run | Pretrained] = (),
         init: Run | Pretrained | None = None,
+        transform: Transform | None = None,
         average: Average = "probabilities",
         seed: int = 0,
     ) -> None:
@@ -92,6 +98,7 @@ class Run:
             "params": {} if params is None else dict(params),
             "teachers": tuple(_evaluated(each, data) if isinstance(each, Pretrained) else each for each in teachers),
             "init": init,
+            "transform": transform,
             "average": average,
             "seed": seed,
         }
@@ -116,6 +123,7 @@ class Run:
                 raise KDStudyError(f"{name}: is a {type(value).__name__}, must be a {kind.__name__}")
         if not isinstance(self.init, Run | Pretrained | None):
             raise KDStudyError(f"init: is a {type(self.init).__name__}, must be a Run or a Pretrained")
+        fitting.check_transform(self)
         if self.init is not None and self.init.net != self.net:
             held, own = self.init.net.label, self.net.label
             start = f"{self.init.label} is" if isinstance(self.init, Run) else f"{self.init.file.name} holds"
@@ -140,14 +148,21 @@ class Run:
             raise KDStudyError(f"method {self.method!r}: its factory returned {type(made).__name__}, must be a Method")
         return made
 
-    def make_net(self, dataset: Dataset, *stream: str | int) -> nets.Network:
-        """Return the network with initial weights drawn from one of the run's random streams."""
+    def make_net(self, dataset: Dataset, *stream: str | int) -> nn.Module:
+        """Return the network before its transform, with initial weights drawn from one of the run's random streams."""
         with seeded(self.seed, "init", *stream):
             net = self.net.make(dataset)
-        start = self.init
-        while isinstance(start, Run):
-            start = start.init
-        return net if start is None else start.wrap(net, dataset)
+        if isinstance(self.init, Pretrained):
+            return self.init.wrap(net, dataset)
+        return net if self.init is None else self.init._as_left(net, dataset)
+
+    def _as_left(self, net: Any, dataset: Dataset) -> Any:
+        """Return a network of this run's kind in the form in which the run leaves it, whatever its weights."""
+        if isinstance(self.init, Pretrained):
+            net = self.init.wrap(net, dataset)
+        elif self.init is not None:
+            net = self.init._as_left(net, dataset)
+        return net if self.transform is None else self.transform.shaped(net, dataset.shape)
 
     def check(self) -> None:
         """Refuse, before any training, what only the data and the networks can tell.
@@ -192,6 +207,8 @@ class Run:
             said["teachers"] = [teacher.spec() for teacher in self.teachers]
         if self.init is not None:
             said["init"] = self.init.spec()
+        if self.transform is not None:
+            said["transform"] = self.transform.spec()
         if self.average != "probabilities" and len(self.teachers) > 1:
             said["average"] = self.average
         return said
@@ -234,7 +251,8 @@ class Run:
             return f"{self.net.label} from {self.init.file.name}"
         taught = f" by {', '.join(teacher.net.label for teacher in self.teachers)}" if self.teachers else ""
         before = f" after {self.init.method}" if isinstance(self.init, Run) else ""
-        return f"{self.net.label} {self.method}{taught}{before} seed {self.seed}"
+        changed = f" {self.transform.label}" if self.transform is not None else ""
+        return f"{self.net.label}{changed} {self.method}{taught}{before} seed {self.seed}"
 
     def result(self) -> Result:
         """Return the finished run, training it (and what it builds on) first if it is not in the store."""

@@ -164,6 +164,14 @@ def _unversioned(said: Any) -> Any:
     return {name: value for name, value in short.items() if name != "version"}
 
 
+def transform_label(spec: Mapping[str, Any]) -> str:
+    """Return what is done to a run's network before it is trained on, in a table; empty where nothing is."""
+    said = spec.get("transform")
+    if not isinstance(said, dict):
+        return ""
+    return _with(str(said.get("name", "")), words({k: v for k, v in said.items() if k not in ("name", "version")}))
+
+
 def start_label(spec: Mapping[str, Any]) -> str:
     """Return what a run starts from, in words: a run, or a file of weights; empty for random weights."""
     start = starts_from(spec)
@@ -180,6 +188,12 @@ def label(spec: Mapping[str, Any]) -> str:
     )
     start = starts_from(spec) or {}
     before = printable(start["method"]["name"]) if "method" in start else ""
-    said = [net_label(spec), method, f"by {taught}" if taught else "", f"after {before}" if before else ""]
+    said = [
+        net_label(spec),
+        transform_label(spec),
+        method,
+        f"by {taught}" if taught else "",
+        f"after {before}" if before else "",
+    ]
     said.append(f"seed {spec.get('seed', 0)}")
     return " ".join(part for part in said if part)

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from kdstudy import nets
 from kdstudy.checkpoint import Keeper
 from kdstudy.data import Dataset
+from kdstudy.data.dataset import stratified_order
 from kdstudy.errors import KDStudyError
 from kdstudy.finish import finish, weights_of
-from kdstudy.fitting import deployed
+from kdstudy.fitting import deployed, transformed
 from kdstudy.memory import out_of_memory
 from kdstudy.networks import Pretrained
 from kdstudy.places import runs_root, write_atomically, writing
@@ -91,9 +92,12 @@ class Result:
 
     def network(self, device: torch.device | None = None) -> nn.Module:
         """Return the trained network, in evaluation mode."""
-        training = _prepare(self.run, self.run.data.load(), None, device)
-        self.load(training.net)
-        return training.net.eval()
+        transform = self.run.transform
+        at = torch.device("cpu") if transform is not None and transform.final else device
+        net = _prepare(self.run, self.run.data.load(), None, at).net
+        net = net if transform is None else transform.deploy(net)
+        self.load(net)
+        return net.eval()
 
     def load(self, net: nn.Module) -> None:
         """Put the trained weights into a network.
@@ -314,12 +318,17 @@ def _prepare(
         run.init.load(student)
     elif start is not None:
         start.load(student)
+    recipe = run.recipe
+    if run.transform is not None:
+        images = _some_images(dataset) if root else None
+        student = transformed(run, dataset, student, images)
+        recipe = dataclasses.replace(recipe, precision="float32") if run.transform.float32 else recipe
     return Training(
         student,
         dataset,
         run.make_method(),
         teachers=teachers,
-        recipe=run.recipe,
+        recipe=recipe,
         seed=run.seed,
         average=run.average,
         device=device,
@@ -327,3 +336,10 @@ def _prepare(
         room=partial(make_room, root) if root else None,
         fresh=lambda: run.make_net(dataset, "fresh", next(number)),
     )
+
+
+def _some_images(dataset: Dataset) -> Tensor:
+    """Return some training images without views, of all classes, as networks take them (B, C, H, W)."""
+    rows = stratified_order(dataset.train.labels)[:512]
+    images = dataset.train.images
+    return dataset.clean(images.index_select(0, rows) if isinstance(images, Tensor) else images[rows])

@@ -27,6 +27,7 @@ from kdstudy.specs import (
     recipe_of,
     start_label,
     total_epochs,
+    transform_label,
     words,
 )
 
@@ -38,7 +39,7 @@ FILES = (*WRITTEN, RESULT)
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"  # of a run in training
 ASIDE = "aside"  # the folder of what was found damaged
 FIRST = [
-    *("run", "net", "data", "method", "params", "teacher", "init", "seed"),
+    *("run", "net", "data", "method", "params", "teacher", "init", "transform", "seed"),
     *("epochs", "total_epochs", "batch", "learning_rate"),
 ]
 LAST = ["finished", "device", "precision", "kdstudy"]
@@ -119,6 +120,7 @@ class Stored:
             "params": words(params_of(spec)),
             "teacher": ", ".join(net_label(teacher) for teacher in spec.get("teachers", [])),
             "init": start_label(spec),
+            "transform": transform_label(spec),
             "seed": spec.get("seed", 0),
             "epochs": epochs_of(spec),
             "total_epochs": total_epochs(spec),
@@ -247,10 +249,10 @@ def table(root: Path | None = None) -> pd.DataFrame:
         root: the store; None takes `KDSTUDY_RUNS`, by default `runs/`.
 
     Returns:
-        One row a run, in the order in which they finished: key, network, data, method, its parameters
-        (defaults included), teachers, what it starts from, seed, epochs, these together with those of the runs it
-        starts from, batch and learning rate; the metrics (accuracies and
-        shares in [0, 1], KL and NLL in nats); when, where, in which precision and by which version.
+        One row a run, in the order in which they finished: key, network, data, method, its parameters (defaults
+        included), teachers, what it starts from, what is done to that before it is trained on, seed, epochs, these
+        together with those of the runs it starts from, batch and learning rate; the metrics (accuracies and shares in
+        [0, 1], KL and NLL in nats); when, where, in which precision and by which version.
 
     Raises:
         KDStudyError: if the store cannot be read.

@@ -19,7 +19,7 @@ from kdstudy.errors import KDStudyError, unknown
 from kdstudy.method import METHODS
 from kdstudy.progress import Progress, estimate, seconds_text
 from kdstudy.runs import Run
-from kdstudy.specs import data_label, start_label
+from kdstudy.specs import data_label, start_label, transform_label
 from kdstudy.store import Result, Store
 
 METRICS = (
@@ -104,6 +104,7 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     Returns:
         One row a run, in the order given: its key, network, data, method, parameters and teacher, with the teacher's
         data, method, epochs and the length of its schedule (longer for a raw checkpoint); `init`, what it starts from;
+        `transform`, what is done to that before it is trained on;
         `schedule`, the length of its own schedule; `total_epochs`, its epochs and those of the runs it starts from;
         its learning rate, its seed, its metrics (accuracies and shares in [0, 1], KL and NLL in nats; NaN where there
         is none), `status` "finished" or "failed", and `error`, which says why.
@@ -227,6 +228,7 @@ def _row(run: Run, found: Mapping[str, Result | None], failed: Mapping[str, str]
         "teacher_epochs": max((teacher.recipe.last_epoch for teacher in run.teachers), default=0),
         "teacher_schedule": max((teacher.recipe.epochs for teacher in run.teachers), default=0),
         "init": start_label(spec),
+        "transform": transform_label(spec),
         "schedule": run.recipe.epochs,
         "total_epochs": run.total_epochs,
         "learning_rate": run.recipe.learning_rate,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdstudy import metrics
-from kdstudy.data import Dataset
+from kdstudy.data import Dataset, Views
 from kdstudy.epoch import Epoch, restored
 from kdstudy.errors import KDStudyError
 from kdstudy.method import Hard, Method, Nets, Outputs, Step, evaluating, outputs
@@ -76,8 +76,8 @@ class Training:
         pause: called after each step and each epoch, where the training can be put down.
 
     Raises:
-        KDStudyError: if the method needs a teacher and there is none, or the other way round, or if
-            nothing is trainable.
+        KDStudyError: if the method needs a teacher and there is none, or the other way round, if nothing is
+            trainable, or if the teacher is to see images without views and that cannot be.
     """
 
     def __init__(
@@ -110,8 +110,9 @@ class Training:
         self.net = method.deploy(nets).to(self.device)
         self.replays = method.needs == {"logits"} and not self.recipe.live
         kept = iter(recordings or ()) if self.replays else iter(())
+        seen = self._seen_by_teachers()
         self.recorders = [
-            Recorder(teacher, self.data, self.precision, next(kept, None), epochs=self.recipe.last_epoch, room=room)
+            Recorder(teacher, seen, self.precision, next(kept, None), epochs=self.recipe.last_epoch, room=room)
             for teacher in self.teachers
         ]
         self.optimizer = _optimizer((self.student, method), self.recipe)
@@ -121,6 +122,16 @@ class Training:
         self.part: Epoch | None = None
         self.pause: Callable[[], None] = lambda: None
         self._settled, self._moved, self._buffers = True, False, dict[str, Tensor]()
+
+    def _seen_by_teachers(self) -> Dataset:
+        """Return the data as the teachers see them: with the student's views, or the images without any."""
+        if self.recipe.teacher_sees == "view":
+            return self.data
+        if self.teachers and not self.replays:
+            raise KDStudyError("teacher_sees = 'image': this method reads more than the teacher's logits of each view")
+        if self.data.views.mixes:
+            raise KDStudyError("teacher_sees = 'image': views that mix two images have no one label of an image")
+        return replace(self.data, views=Views())
 
     @cached_property
     def look(self) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -253,7 +264,8 @@ class Training:
         """Return what the teachers say of a batch: replayed logits, or the taps that are needed of live ones."""
         if self.replays:
             with self._as_before():
-                said = [{"logits": recorder.logits(epoch)[rows].float()} for recorder in self.recorders]
+                asked = epoch if self.recipe.teacher_sees == "view" else 0  # an image is the same in every epoch
+                said = [{"logits": recorder.logits(asked)[rows].float()} for recorder in self.recorders]
         else:
             said = [self._live(teacher, x) for teacher in self.teachers]
         if len(said) == 1:

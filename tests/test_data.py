@@ -1,5 +1,6 @@
 """Splits, fingerprints and the built-in data sets; folders of images in every shape they come in."""
 
+import math
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +16,7 @@ from kdstudy.data.dataset import Split, digest, stratified_order
 from kdstudy.data.digits import digits
 from kdstudy.data.folder import folder as stored_folder
 from kdstudy.data.glyphs import glyphs
+from kdstudy.data.noise import symmetric
 from kdstudy.errors import KDStudyError
 
 SMALL = {"train": 620, "test": 124}
@@ -434,3 +436,58 @@ def test_a_folder_is_known_by_its_content(tmp_path):
 def test_glyphs_that_no_memory_holds_are_refused_before_they_are_drawn():
     with pytest.raises(KDStudyError, match=r"data set 'glyphs': its images take .*B, .* are free in memory"):
         Data("glyphs", train=2**24, test=2**24, size=128).load()
+
+
+# Bootstrap samples
+
+
+def test_a_bootstrap_sample_has_as_many_images_drawn_with_replacement():
+    data, sample = load("digits"), load("digits", bootstrap=5)
+    assert len(sample.train) == len(data.train)
+    assert set(sample.train.index.tolist()) < set(data.train.index.tolist())
+    left_out = 1 - sample.train.index.unique().numel() / len(data.train)
+    assert left_out == pytest.approx(1 / math.e, abs=0.03)
+    number = {int(index): row for row, index in enumerate(data.train.index)}
+    rows = torch.tensor([number[int(index)] for index in sample.train.index])
+    assert torch.equal(sample.train.images, data.train.images[rows])
+    assert torch.equal(sample.train.labels, data.train.labels[rows])
+
+
+def test_what_is_not_drawn_stays_as_it_is():
+    data, sample = load("digits", subset=200), load("digits", subset=200, bootstrap=5)
+    assert torch.equal(sample.validation.index, data.validation.index)
+    assert torch.equal(sample.test.images, data.test.images)
+    assert torch.equal(sample.mean, data.mean)
+    assert torch.equal(sample.std, data.std)
+    assert sample.fingerprint != data.fingerprint
+
+
+def test_a_bootstrap_sample_follows_from_its_seed():
+    one, again, other = (Data("digits", bootstrap=seed) for seed in (1, 1, 2))
+    assert one == again != other
+    assert one != Data("digits")
+    value._datasets.clear()
+    assert torch.equal(one.load().train.index, again.load().train.index)
+    assert not torch.equal(one.load().train.index, other.load().train.index)
+    assert repr(other) == "Data('digits', bootstrap=2)"
+    assert other.spec() == Data("digits").spec() | {"bootstrap": 2}
+    assert other.but(bootstrap=None) == Data("digits")
+
+
+def test_who_stands_twice_in_a_sample_is_seen_by_one_view_and_has_one_label():
+    noisy = Data("digits", subset=300, noise=symmetric(0.5), bootstrap=0, views=Views(crop=1)).load()
+    index = noisy.train.index
+    twice = [rows for each in index.unique() if len(rows := (index == each).nonzero()[:, 0]) > 1]
+    assert len(twice) > 50
+    for rows in twice[:20]:
+        x = noisy.view(rows, 3)
+        assert all(torch.equal(x[0], each) for each in x)
+        assert noisy.train.labels[rows].unique().numel() == noisy.train.true_labels[rows].unique().numel() == 1
+    clean = Data("digits", subset=300, noise=symmetric(0.5)).load()
+    assert noisy.train.labels[twice[0][0]] == clean.train.labels[(clean.train.index == index[twice[0][0]])][0]
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "1"])
+def test_what_is_no_seed_of_a_bootstrap_sample_is_refused(seed):
+    with pytest.raises(KDStudyError, match="bootstrap = "):
+        Data("digits", bootstrap=seed)

@@ -654,3 +654,17 @@ def test_impossible_warmups_are_refused(value):
 def test_logit_mse_is_what_logits_takes():
     zs, zt = logits()
     assert terms_of("logits", hard=0, weight=1)["match_logits"] == logit_mse(zs, zt).item()
+
+
+# Smoothed labels beside a teacher
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9])
+def test_the_labels_of_kd_are_smoothed_as_those_of_label_smoothing(alpha):
+    step = a_step()
+    smooth, sharp = (terms_of("kd", step, alpha=alpha, smoothing=each) for each in (0.2, 0.0))
+    target = 0.8 * step.target + 0.2 / 5
+    log_p = scipy.special.log_softmax(step.student["logits"].numpy(), axis=1)
+    by_hand = -(1 - alpha) * (target.numpy() * log_p).sum(1).mean()
+    assert smooth["hard"] == pytest.approx(by_hand)
+    assert smooth.get("soft") == sharp.get("soft")

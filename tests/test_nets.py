@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import OrderedDict
 
 import numpy as np
@@ -16,7 +17,7 @@ from kdstudy.nets import NETWORKS, Staged, create, flops, memory, parameters
 from kdstudy.nets import resnet as resnets
 from kdstudy.nets import wrn as wrns
 from kdstudy.nets.staged import conv
-from kdstudy.networks import Net
+from kdstudy.networks import Net, equal_flops
 from kdstudy.runs import Run
 
 TAPS = ("stem", "stage1", "stage2", "stage3", "pool", "logits")
@@ -560,7 +561,9 @@ def test_every_name_is_registered_with_its_own_line():
 def test_factories_show_their_true_signature():
     factory = NETWORKS["resnet20"].factory
     assert (factory.__module__, factory.__qualname__) == ("kdstudy.nets.resnet", "resnet20")
-    assert list(inspect.signature(factory).parameters) == ["num_classes", "channels", "width", "residual", "identity"]
+    assert list(inspect.signature(factory).parameters) == [
+        *("num_classes", "channels", "width", "residual", "identity", "convolution"),
+    ]
     assert list(inspect.signature(NETWORKS["wrn_16_2"].factory).parameters) == [
         "num_classes",
         "channels",
@@ -758,3 +761,78 @@ def test_a_strided_1x1_convolution_is_pytorchs_and_narrow_ones_can_be_trained(wi
     assert torch.allclose(said, wanted, atol=1e-6)
     assert torch.allclose(channels_last.grad, x.grad, atol=1e-5)
     assert torch.allclose(ours.weight.grad, plain.weight.grad, atol=1e-4)
+
+
+# Cheaper convolutions
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+@pytest.mark.parametrize("width", [8, 16])
+def test_cheap_convolutions_cost_what_their_definition_says(depth, width):
+    """Multiplications of the blocks' bodies for one image of 32 x 32, counted from the definition."""
+
+    def macs(kind: str) -> int:
+        total, inner = 0, width
+        for stage, outer in enumerate((width, 2 * width, 4 * width)):
+            area = (32 >> stage) ** 2
+            for block in range((depth - 2) // 6):
+                c = inner if block == 0 else outer
+                total += (
+                    area
+                    * {
+                        "full": 9 * c * outer + 9 * outer * outer,
+                        "separable": 9 * c + c * outer + 9 * outer + outer * outer,
+                        "grouped": 9 * c * outer // 4 + 9 * outer * outer // 4,
+                    }[kind]
+                )
+            inner = outer
+        return total
+
+    counted = {
+        kind: flops(create(f"resnet{depth}", width=width, convolution=kind), (3, 32, 32)) // 2
+        for kind in ("full", "separable", "grouped")
+    }
+    for kind in ("separable", "grouped"):
+        assert counted["full"] - counted[kind] == macs("full") - macs(kind)
+
+
+def test_each_channel_of_a_separable_convolution_is_filtered_by_itself():
+    body = create("resnet8", width=4, convolution="separable").stage2[0].body
+    kinds = [(part.kernel_size[0], part.groups, part.stride[0]) for part in body if isinstance(part, nn.Conv2d)]
+    assert kinds == [(3, 4, 2), (1, 1, 1), (3, 8, 1), (1, 1, 1)]
+    assert isinstance(body[-1], nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize(("width", "groups"), [(8, [4, 4]), (6, [2, 4]), (3, [1, 2])])
+def test_there_are_as_many_groups_as_divide_the_channels(width, groups):
+    body = create("resnet8", width=width, convolution="grouped").stage2[0].body
+    assert [part.groups for part in body if isinstance(part, nn.Conv2d)] == groups
+
+
+def test_other_convolutions_are_refused_and_start_near_no_identity():
+    with pytest.raises(KDStudyError, match="unknown convolution 'seperable': did you mean 'separable'"):
+        create("resnet8", convolution="seperable")
+    with pytest.raises(KDStudyError, match="identity = 0.5: only full convolutions can start so, not grouped ones"):
+        create("resnet8", convolution="grouped", identity=0.5)
+    run = Run(Net("resnet8", convolution="full"), data="digits")
+    assert run.key == Run("resnet8", data="digits").key != Run(Net("resnet8", convolution="grouped"), data="digits").key
+
+
+# Networks of equal FLOPs
+
+
+@pytest.mark.parametrize("other", ["resnet14", "resnet8 (convolution='separable')", "wrn_16_1"])
+def test_a_network_of_equal_flops_has_the_nearest_width(other):
+    net, shape = Net("resnet8", width=12), (3, 16, 16)
+    (found,) = equal_flops(net, [other], shape)
+    wanted = flops(create("resnet8", width=12), shape)
+    widths = range(1, 3 * found.args["width"])
+    ratios = [flops(create(found.name, **{**found.args, "width": width}), shape) / wanted for width in widths]
+    assert found.args["width"] == min(widths, key=lambda width: abs(math.log(ratios[width - 1])))
+
+
+def test_a_network_that_cannot_be_so_cheap_or_has_no_width_is_refused():
+    with pytest.raises(KDStudyError, match="costs .* FLOPs at width 1, wanted are"):
+        equal_flops(Net("resnet8", width=1), ["resnet56"], (3, 8, 8))
+    with pytest.raises(KDStudyError, match="width"):
+        equal_flops(Net("resnet8"), ["shufflenet_v2"], (3, 32, 32))

@@ -579,3 +579,66 @@ def test_without_onednn_there_is_no_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not has_bfloat16(CPU)
     assert not has_bfloat16(torch.device("meta"))
+
+
+# One label an image
+
+
+def test_a_teacher_that_sees_the_image_says_the_same_in_every_epoch(tmp_path):
+    recipe = Recipe(epochs=3, batch=50, precision="float32", teacher_sees="image")
+    with seeded(0, "student"):
+        net = create("resnet8", num_classes=10, channels=1, width=4)
+    data, teacher = digits(), network()
+    training = Training(net, data, METHODS.make("kd"), teachers=[teacher], recipe=recipe, device=CPU)
+    rows = shuffled(50)
+    asked = [training.teach(data.view(rows, epoch), rows, epoch)["logits"] for epoch in (0, 2)]
+    expected = predict(teacher, data.train.images[rows], data, "float32")
+    assert torch.equal(asked[0], asked[1])
+    assert torch.allclose(asked[0], expected, **NEAR)
+    assert (asked[0] - said(teacher, data, rows, 0)).abs().max() > FAR
+
+
+def test_without_views_an_image_and_its_view_are_one():
+    settings = {"epochs": 2, "batch": 50, "precision": "float32"}
+    data = Data("digits", subset=N, views=Views()).load()
+    found = []
+    for sees in ("view", "image"):
+        with seeded(0, "student"):
+            net = create("resnet8", num_classes=10, channels=1, width=4)
+        recipe = Recipe(**settings, teacher_sees=sees)
+        net, _ = train(net, data, METHODS.make("kd"), recipe=recipe, teachers=[network()], device=CPU)
+        found.append(weights(net))
+    assert torch.equal(*found)
+
+
+def test_its_one_recording_serves_all_epochs(tmp_path):
+    recipe = Recipe(epochs=3, batch=50, precision="float32", teacher_sees="image")
+    student(recipe=recipe, recordings=[tmp_path / "recordings" / "teacher"])
+    assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "views", "words"),
+    [
+        ("at", Views(crop=1), "this method reads more than the teacher's logits"),
+        ("kd", Views(mixup=0.4), "views that mix two images have no one label of an image"),
+    ],
+)
+def test_what_has_no_one_label_an_image_is_refused(method, views, words):
+    recipe = Recipe(epochs=1, batch=50, precision="float32", teacher_sees="image")
+    data = Data("digits", subset=N, views=views).load()
+    with pytest.raises(KDStudyError, match=words):
+        train(create("resnet8", channels=1, width=4), data, METHODS.make(method), recipe=recipe, teachers=[network()])
+
+
+@pytest.mark.parametrize(
+    ("said_so", "words"),
+    [
+        ({"teacher_sees": "views"}, "teacher_sees = 'views': must be 'view' or 'image'"),
+        ({"teacher_sees": None}, "teacher_sees = None"),
+        ({"teacher_sees": "image", "live": True}, "live = True: a teacher that sees the images"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(said_so, words):
+    with pytest.raises(KDStudyError, match=words):
+        Recipe(**said_so)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from kdstudy import Data, Net, Pretrained, Recipe, Run
+from kdstudy.compress import Prune, Shrink
 from kdstudy.data import DATASETS, Views
 from kdstudy.errors import KDStudyError
 from kdstudy.method import METHODS, Hard
@@ -138,6 +139,8 @@ CHANGES = {
         {"data": STUDENT.data.but(subset=None)},
         {"data": STUDENT.data.but(validation=0.25)},
         {"data": STUDENT.data.but(views=None)},
+        {"data": STUDENT.data.but(bootstrap=0)},
+        {"data": STUDENT.data.but(bootstrap=1)},
         *({"data": STUDENT.data.but(views=Views(**v))} for v in ({}, {"crop": 2, "flip": True, "seed": 4})),
         {"data": "glyphs"},
     ],
@@ -154,6 +157,7 @@ CHANGES = {
             "schedule": cosine(0.5),
             "precision": "bfloat16",
             "live": True,
+            "teacher_sees": "image",
             "compile": "default",
         }.items()
     ],
@@ -170,6 +174,7 @@ CHANGES = {
         {"teachers": (TEACHER.but(recipe=Recipe(epochs=4)), TEACHER.but(seed=8))},
     ],
     "average": [{"average": "probabilities"}],
+    "transform": [{"transform": Prune(0.5)}, {"transform": Prune(0.6)}, {"transform": Shrink(0.5)}],
     "seed": [{"seed": 0}, {"seed": 2}],
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,9 @@ class Data:
             images stay true unless it says otherwise, those of test images always do.
         imbalance: how uneven the training classes are made, such as `imbalance.long_tail(1.0)`, before labels are
             replaced; with it, `subset` is shared out in its proportions. Validation and test images stay as they are.
+        bootstrap: the seed of a bootstrap sample: of n training images n are drawn with replacement, so some stand in
+            it several times (with one view an epoch, as they are one sample) and about 37 % not at all; None takes
+            each once. Colours are normalised by the mean and deviation of all n.
         **args: the arguments of the data set's factory, such as ``size`` for glyphs.
 
     Raises:
@@ -79,6 +83,7 @@ class Data:
         stream: bool = False,
         noise: Noise | None = None,
         imbalance: Imbalance | None = None,
+        bootstrap: int | None = None,
         **args: Any,
     ) -> None:
         if not isinstance(name, str):
@@ -96,15 +101,18 @@ class Data:
         check_number("validation", validation, low=0, high=0.5, above=True)
         if subset is not None:
             check_number("subset", subset, low=1, whole=True)
+        if bootstrap is not None:
+            check_number("bootstrap", bootstrap, low=0, high=2**31, whole=True)
         _check_stream(name, stream)
         self.name, self.subset, self.validation, self.views, self.stream = name, subset, validation, views, stream
         self.noise = None if noise is None or noise.none else noise
         self.imbalance = None if imbalance is None or imbalance.none else imbalance
+        self.bootstrap = bootstrap
         self.args: Mapping[str, Any] = args
         self._seen: Seen | None = None
 
     def _key(self) -> tuple[Any, ...]:
-        said = self.name, self.subset, self.validation, self.views, self.noise, self.imbalance
+        said = self.name, self.subset, self.validation, self.views, self.noise, self.imbalance, self.bootstrap
         return *said, tuple(sorted(self.args.items()))
 
     def __eq__(self, other: object) -> bool:
@@ -119,14 +127,14 @@ class Data:
         parts = [repr(self.name)]
         if self.subset is not None:
             parts.append(f"subset={self.subset}")
-        changes = {"noise": self.noise, "imbalance": self.imbalance}
+        changes = {"noise": self.noise, "imbalance": self.imbalance, "bootstrap": self.bootstrap}
         changed = {name: value for name, value in changes.items() if value is not None}
         parts += [f"{name}={value!r}" for name, value in {**changed, **self.args}.items()]
         return f"Data({', '.join(parts)})"
 
     def but(self, **changes: Any) -> Data:
         """Return the same data with some fields or arguments changed; a folder is the one that was looked at."""
-        fields = ("subset", "validation", "views", "stream", "noise", "imbalance")
+        fields = ("subset", "validation", "views", "stream", "noise", "imbalance", "bootstrap")
         now = {name: getattr(self, name) for name in fields} | dict(self.args)
         other = Data(changes.pop("name", self.name), **{**now, **changes})
         if (other.name, other.args) == (self.name, self.args):
@@ -147,10 +155,10 @@ class Data:
             said["subset"] = self.subset
         if self.validation != 0.1:
             said["validation"] = self.validation
-        if self.noise is not None:
-            said["noise"] = self.noise.spec()
-        if self.imbalance is not None:
-            said["imbalance"] = self.imbalance.spec()
+        changes = {"noise": self.noise, "imbalance": self.imbalance}
+        said |= {name: change.spec() for name, change in changes.items() if change is not None}
+        if self.bootstrap is not None:
+            said["bootstrap"] = self.bootstrap
         if self.views is not None:
             said["views"] = {k: v for k, v in vars(self.views).items() if v != getattr(Views(), k)}
         return said
@@ -247,6 +255,9 @@ class Data:
         splits = [Split(cast(Tensor, pixels), all_labels[rows], rows) for pixels, all_labels, rows in labelled]
         splits[:2] = self._called(splits[:2], len(source.classes))
         mean, std, fingerprint = _measured(source, splits)
+        if self.bootstrap is not None:
+            splits[0] = _resampled(splits[0], self.bootstrap)
+            fingerprint = _measured(source, splits)[2]
         return Dataset(
             name=self.name,
             classes=source.classes,
@@ -310,6 +321,16 @@ def _pick(images: Tensor | Stored, rows: Tensor) -> Tensor | Stored:
     if isinstance(images, Stored):
         return images.pick(rows)
     return images if len(rows) == len(images) else images[rows]
+
+
+def _resampled(split: Split, seed: int) -> Split:
+    """Return as many images as there are, drawn with replacement, in the order in which they lie."""
+    drawn = np.random.default_rng(seed).integers(len(split), size=len(split))
+    rows = torch.from_numpy(drawn).sort().values
+    held: Any = split.images  # a Stored where images stay on disk
+    images = held.pick(rows) if isinstance(held, Stored) else held[rows]
+    clean = None if split.clean is None else split.clean[rows]
+    return Split(cast(Tensor, images), split.labels[rows], split.index[rows], clean)
 
 
 def _measured(source: Source, splits: list[Split]) -> tuple[Tensor, Tensor, str]:

@@ -5,16 +5,23 @@ from kdstudy.method import METHODS, Hard, Method, Scaled, Soft, Sum
 
 
 @METHODS.register("kd", family="response", paper="Hinton, Vinyals & Dean 2015, arXiv:1503.02531")
-def kd(temperature: float = 4.0, alpha: float = 0.9, teacher_temperature: float | None = None) -> Method:
+def kd(
+    temperature: float = 4.0,
+    alpha: float = 0.9,
+    teacher_temperature: float | None = None,
+    smoothing: float = 0.0,
+) -> Method:
     """Distillation of the softened logits (Hinton, Vinyals & Dean 2015).
 
-    L = (1 − α) CE(y, p_s) + α T² KL(p_t^T' ‖ p_s^T), T' = T unless the teacher has a temperature of its own
+    L = (1 − α) CE(q, p_s) + α T² KL(p_t^T' ‖ p_s^T), T' = T unless the teacher has a temperature of its own;
+    q_c = (1 − ε) [c = y] + ε / C
 
     Args:
         temperature: T, greater than 0; it softens both networks' outputs in the second term.
         alpha: α, in [0, 1]: the weight of the teacher. Gnosis and CheckpointKD call the other weight α.
         teacher_temperature: T', a temperature of the teacher alone, greater than 0; the factor stays T². A teacher
             calibrated at temperature c has T' = c T. None takes T.
+        smoothing: ε, in [0, 1]: of the labels in the first term, as in `label_smoothing`; 0 leaves them as they are.
 
     Returns:
         The method, with the terms "hard" and "soft".
@@ -30,4 +37,4 @@ def kd(temperature: float = 4.0, alpha: float = 0.9, teacher_temperature: float 
         The calibrated teacher is Yang & Song's (2021).
     """
     check_number("alpha", alpha, low=0, high=1)
-    return Sum(Scaled(1 - alpha, Hard()), Scaled(alpha, Soft(temperature, teacher_temperature)))
+    return Sum(Scaled(1 - alpha, Hard(smoothing)), Scaled(alpha, Soft(temperature, teacher_temperature)))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdstudy.errors import KDStudyError, check_number
+from kdstudy.errors import KDStudyError, check_number, unknown
 from kdstudy.nets.staged import Staged, assemble, conv, named, norm_relu
 
 DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)
+GROUPS = 4  # of channels in a grouped convolution, or fewer where they do not divide the channels
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
@@ -62,6 +64,25 @@ def _bottleneck(inner: int, outer: int, stride: int) -> nn.Sequential:
     return nn.Sequential(*first, conv(narrow, outer, 1), nn.BatchNorm2d(outer))
 
 
+def _separable(inner: int, outer: int, stride: int) -> nn.Sequential:
+    """Return twice a 3x3 convolution of each channel by itself and a 1x1 convolution, all with batch norm."""
+    parts: list[nn.Module] = []
+    for first, step in ((inner, stride), (outer, 1)):
+        parts += [conv(first, first, stride=step, groups=first), *norm_relu(first), conv(first, outer, 1)]
+        parts += norm_relu(outer)
+    return nn.Sequential(*parts[:-1])  # its ReLU comes after the sum
+
+
+def _grouped(inner: int, outer: int, stride: int) -> nn.Sequential:
+    """Return two 3x3 convolutions of four groups of channels each, with batch norm."""
+    few, more = math.gcd(GROUPS, inner, outer), math.gcd(GROUPS, outer)
+    first = [conv(inner, outer, stride=stride, groups=few), *norm_relu(outer)]
+    return nn.Sequential(*first, conv(outer, outer, groups=more), nn.BatchNorm2d(outer))
+
+
+CONVOLUTIONS = {"full": _basic, "separable": _separable, "grouped": _grouped, "bottleneck": _bottleneck}
+
+
 def _shortcut(inner: int, outer: int, stride: int, residual: bool | None) -> nn.Module | None:
     if residual is False:
         return None
@@ -92,6 +113,7 @@ def resnet(
     residual: bool | None,
     stem: int | None = None,
     identity: float = 0.0,
+    convolution: str = "full",
 ) -> Staged:
     """Return a ResNet of depth 6n + 2: a 3x3 convolution, three stages of n blocks, a linear classifier.
 
@@ -110,20 +132,27 @@ def resnet(
         identity: λ, in [0, 1]: the blocks' convolutions start from λ δ + (1 − λ) W, with W the usual random weights
             and δ those that hand on each channel as it is. A deep plain network then starts near one with
             shortcuts, which eases its training without shortcuts or further parameters.
+        convolution: what f is made of: "full", two 3x3 convolutions; or of cheaper ones: "separable", each of the
+            two a 3x3 convolution of every channel by itself, then a 1x1 convolution; "grouped", each of four groups
+            of channels that do not see one another; "bottleneck", a 3x3 convolution of a quarter of the channels
+            between two 1x1 convolutions.
 
     Returns:
         A network for images (B, channels, H, W) of any size.
 
     Raises:
-        KDStudyError: if depth, width, residual or identity is not one of these.
+        KDStudyError: if depth, width, residual, identity or convolution is not one of these.
 
     Example:
         >>> sum(p.numel() for p in resnet(20, 100, 3, 16, None).parameters())
         278324
+        >>> sum(p.numel() for p in resnet(20, 100, 3, 16, None, convolution="separable").parameters())
+        47620
 
     Source:
         He et al. 2016, section 4.2; 1x1 shortcuts as in RepDistiller's ``models/resnet.py``; `identity` after
-        Zagoruyko & Komodakis 2017 (DiracNets), who keep it as a term of the weights where here it is their start.
+        Zagoruyko & Komodakis 2017 (DiracNets), who keep it as a term of the weights where here it is their start;
+        separable convolutions as in Howard et al. 2017 (MobileNets), grouped ones as in Xie et al. 2017 (ResNeXt).
     """
     check_number("width", width, low=1, whole=True)
     check_number("identity", identity, low=0, high=1)
@@ -131,9 +160,16 @@ def resnet(
         raise KDStudyError(f"depth = {depth!r}: must be 6n + 2 with n of at least 1")
     if residual is not None and not isinstance(residual, bool):
         raise KDStudyError(f"residual = {residual!r}: must be True, False or left out")
+    if convolution not in CONVOLUTIONS:
+        raise unknown("convolution", convolution, CONVOLUTIONS)
+    if identity and convolution != "full":
+        raise KDStudyError(f"identity = {identity}: only full convolutions can start so, not {convolution} ones")
+    body = CONVOLUTIONS[convolution]
     n, first, last = (depth - 2) // 6, stem or width, 4 * width
     shapes = ((first, width, 1), (width, 2 * width, 2), (2 * width, last, 2))
-    net = assemble(_stem(channels, first), [_stage(n, *shape, residual) for shape in shapes], [], last, num_classes)
+    net = assemble(
+        _stem(channels, first), [_stage(n, *shape, residual, body) for shape in shapes], [], last, num_classes
+    )
     if identity:
         _near_identity(net, identity)
     return net
@@ -194,8 +230,9 @@ def _factory(depth: int) -> Callable[..., Staged]:
         width: int = 16,
         residual: bool | None = None,
         identity: float = 0.0,
+        convolution: str = "full",
     ) -> Staged:
-        return resnet(depth, num_classes, channels, width, residual, identity=identity)
+        return resnet(depth, num_classes, channels, width, residual, None, identity, convolution)
 
     return factory
 
