@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from kdstudy import Data, KDStudyError, Recipe, Run, Store, nets, study
 from kdstudy.compress import TRANSFORMS, Int8, Int8Aware, Prune, Shrink, Transform
 from kdstudy.compress.int8 import Integers
-from kdstudy.compress.transform import pattern
-from kdstudy.finish import deployed
+from kdstudy.finish import _best, deployed
+from kdstudy.metrics import accuracy
 from kdstudy.specs import label, transform_label
 from kdstudy.store import _prepare
 from kdstudy.train import predict
@@ -338,11 +338,28 @@ def test_the_table_says_what_was_done() -> None:
     assert table["transform"].tolist() == ["", "prune (share=0.7)", "int8"]
 
 
-def test_what_is_deployed_leaves_the_trained_network_as_it_is() -> None:
-    for transform in EVERY:
-        net = transform.apply(net_of(), pattern(SHAPE)).eval()
-        before = {name: value.clone() for name, value in net.state_dict().items() if isinstance(value, Tensor)}
-        run = tuned(PLAIN, transform)
-        made = deployed(run, net)
-        assert made is not net or isinstance(transform, Shrink)
-        assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
+@pytest.mark.parametrize("transform", EVERY, ids=repr)
+def test_a_network_can_be_deployed_again_and_trained_on(transform: Transform) -> None:
+    net = transform.apply(net_of(), images(8)).eval()
+    first, second = (transform.deploy(net).eval()(images(4)) for _ in range(2))
+    assert torch.equal(first, second)
+    if transform.trains is not False:
+        net.train()(images(8)).sum().backward()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        optimizer.step()
+        assert not torch.equal(transform.deploy(net.eval()).eval()(images(4)), first)
+
+
+@pytest.mark.parametrize("transform", [Prune(0.6), Shrink(0.5), Int8Aware()], ids=repr)
+def test_the_best_epoch_is_evaluated_as_it_would_be_deployed(transform: Transform, tmp_path: Path) -> None:
+    """Not only the last one: here the first epoch is the best, since the second is trained to forget."""
+    data = DATA.load()
+    run = tuned(PLAIN, transform)
+    training = _prepare(run, data, tmp_path, None, [], PLAIN.result())
+    for _ in training.epochs():
+        pass
+    training.best = -1, {name: value.clone() for name, value in training.net.state_dict().items()}
+    training.history *= 2
+    logits = predict(deployed(run, training.net), data.test.images, data, "float32")
+    found = _best(training, run, data, torch.zeros_like(logits))
+    assert found["best_test_accuracy"] == accuracy(logits, data.test.labels)

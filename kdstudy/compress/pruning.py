@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import prune
 
 from kdstudy.compress.transform import Transform
 from kdstudy.errors import KDStudyError, check_number
 from kdstudy.nets import Staged
 
 LAYERS = (nn.Conv2d, nn.Linear)
-
-
-class _Mask(nn.Module):
-    """Weights of which some are 0, whatever is learnt."""
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
-        self.mask: Tensor
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the weights with zeros where the mask is 0."""
-        return weight * self.mask
 
 
 @dataclass(frozen=True)
@@ -72,18 +58,15 @@ class Prune(Transform):
             raise KDStudyError("prune: the network has neither a convolution nor a linear layer")
         prune.global_unstructured(layers, prune.L1Unstructured, amount=float(self.share))
         for layer, name in layers:
-            mask = dict(layer.named_buffers())["weight_mask"].clone()
             prune.remove(layer, name)
-            parametrize.register_parametrization(layer, name, _Mask(mask))
+            _hold(layer.weight)
         return net
 
-    def deploy(self, net: nn.Module) -> nn.Module:
-        """Return the network with plain weights, zeros among them."""
-        plain = copy.deepcopy(net)
-        for layer in list(plain.modules()):
-            if parametrize.is_parametrized(layer, "weight"):
-                parametrize.remove_parametrizations(layer, "weight")
-        return plain
+
+def _hold(weight: nn.Parameter) -> None:
+    """Keep the zeros of some weights: without a gradient, neither momentum nor weight decay moves a zero."""
+    kept = (weight.detach() != 0).to(weight.dtype)
+    weight.register_hook(lambda gradient: gradient * kept.to(gradient.device))
 
 
 @dataclass(frozen=True)
