@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdstudy.effects import LEVEL, by_seed, smallest_seen
+from kdstudy.effects import LEVEL, by_seed, smallest_margin, smallest_seen
 from kdstudy.effects import holm as holm  # here, too, for those who know the claims alone
 from kdstudy.effects import holm_levels as holm_levels
 from kdstudy.effects import minus as minus
@@ -22,7 +23,7 @@ from kdstudy.errors import KDStudyError, check_number, unknown
 from kdstudy.pages import literal
 
 MIME = "application/vnd.kdstudy.claims+json"
-DIRECTIONS = ("more", "less")
+SIGNS = {"more": ">", "less": "<", "within": "within ±"}  # by the direction
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,8 @@ class Claim:
 
     The effect is mean_seed (treatment − control) of a metric. The claim says that it is more than `margin`, or less:
     "supported" when the 95 % t-interval lies on that side of the margin, "contradicted" when it lies on the other,
-    "inconclusive" otherwise.
+    "inconclusive" otherwise. Or it says that the effect is within ± `margin`: "supported" when the whole interval is,
+    which is two one-sided tests, "contradicted" when the whole interval lies beyond one of the two ends.
 
     Attributes:
         statement: what is claimed.
@@ -41,11 +43,12 @@ class Claim:
         control: the runs they are compared with, one row a seed.
         margin: what the effect is compared with, in the metric's unit.
         direction: "more" or "less": on which side of the margin the effect is claimed to be. "X does not help" is
-            "less" than the margin from which on a gain would count as one.
+            "less" than the margin from which on a gain would count as one. "within": the effect is claimed to be
+            between −margin and margin, so that "X makes no difference" is "within" what would count as one.
 
     Raises:
-        KDStudyError: if a column is missing, a seed stands twice in one selection, the margin is not a number, or
-            the direction is not known.
+        KDStudyError: if a column is missing, a seed stands twice in one selection, the margin is not a number, or, of
+            "within", not greater than 0, or the direction is not known.
 
     Example:
         >>> table = pd.DataFrame({"seed": [0, 1, 2], "test_accuracy": [0.70, 0.71, 0.69], "run": list("abc")})
@@ -55,6 +58,11 @@ class Claim:
         '0.053 [0.039, 0.068], n = 3: supported'
         >>> round(claim.smallest(), 3)  # what three such differences could have seen
         0.019
+        >>> Claim("KD changes little", "example", "test_accuracy", better, table, 0.08, "within").verdict
+        'supported'
+
+    Source:
+        Schuirmann 1987, two one-sided tests, each at 2.5 % here: what one side of the 95 % interval leaves.
     """
 
     statement: str
@@ -67,8 +75,10 @@ class Claim:
 
     def __post_init__(self) -> None:
         check_number(f"{self.statement!r}: margin", self.margin)
-        if self.direction not in DIRECTIONS:
-            raise unknown("direction", self.direction, DIRECTIONS)
+        if self.direction not in SIGNS:
+            raise unknown("direction", self.direction, SIGNS)
+        if self.direction == "within":
+            check_number(f"{self.statement!r}: margin", self.margin, low=0, above=True)
         try:
             self.differences  # noqa: B018  (so that what is wrong with the tables is said here)
         except KDStudyError as error:
@@ -101,17 +111,26 @@ class Claim:
         return t_interval(self.differences)[2]
 
     @property
+    def end(self) -> float:
+        """The margin; of "within", the one of −margin and margin that is on the effect's side."""
+        return math.copysign(self.margin, self.effect) if self.direction == "within" else self.margin
+
+    @property
     def p(self) -> float:
-        """The two-sided p-value of effect = margin; 1 where fewer than two seeds are paired."""
+        """The two-sided p-value of effect = margin; 1 where fewer than two seeds are paired.
+
+        Of "within" it is the larger one of effect = −margin and effect = margin, which is that of the end on the
+        effect's side: twice the larger of both one-sided p-values inside, twice that of the end that is crossed beyond.
+        """
         x = self.differences
         if len(x) < 2:
             return 1.0
         least = 1e-12 * max(1.0, float(np.abs(x).max()))
         if np.ptp(x) < least:  # t is 0/0 or infinite; two coarse values are often equal by chance
-            return 1.0 if len(x) < 3 or abs(x[0] - self.margin) < least else 0.0
+            return 1.0 if len(x) < 3 or abs(x[0] - self.end) < least else 0.0
         from scipy import stats
 
-        return float(stats.ttest_1samp(x, self.margin).pvalue)
+        return float(stats.ttest_1samp(x, self.end).pvalue)
 
     @property
     def verdict(self) -> str:
@@ -122,12 +141,14 @@ class Claim:
         """Return the verdict at a p-value, which may be corrected for other comparisons."""
         if p >= LEVEL:
             return "inconclusive"
-        return "supported" if (self.effect > self.margin) == (self.direction == "more") else "contradicted"
+        beyond = (abs(self.effect) if self.direction == "within" else self.effect) > self.margin
+        return "supported" if beyond == (self.direction == "more") else "contradicted"
 
     def smallest(self, level: float = LEVEL) -> float:
         """Return how far from the margin an effect has to be for so many seeds to see it, with a chance of 80 %.
 
-        It is taken from the spread of the differences; see `effects.smallest_seen`.
+        It is taken from the spread of the differences; see `effects.smallest_seen`. Of "within" it is how far from both
+        ends an effect of 0 has to be, which is the smallest margin that would do; see `smallest_margin`.
 
         Args:
             level: of the test, in (0, 1); see `effects.holm_levels`.
@@ -135,7 +156,8 @@ class Claim:
         Returns:
             The distance, in the metric's unit; not a number (NaN) where fewer than two seeds are paired.
         """
-        return smallest_seen(float(self.differences.std(ddof=1)) if self.n > 1 else np.nan, self.n, level)
+        smallest = smallest_margin if self.direction == "within" else smallest_seen
+        return smallest(float(self.differences.std(ddof=1)) if self.n > 1 else np.nan, self.n, level)
 
     @property
     def runs(self) -> dict[str, list[str]]:
@@ -227,9 +249,11 @@ class Verdicts:
     @property
     def words(self) -> str:
         """What the columns of the table are."""
+        of_ends = "Of a claim within ± X: the smallest X that they could have confirmed so for an effect of 0. "
         return (
             "Effect: treatment minus control, paired by seed, with its own 95 % t-interval. Could see: how far beyond "
             "what is claimed an effect has to be for these n to find it with a chance of 80 %, after the correction. "
+            f"{of_ends if any(claim.direction == 'within' for claim in self.claims) else ''}"
             f"Correction of p: {self.correction}."
         )
 
@@ -242,7 +266,7 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
         "claim": record["statement"],
         "source": record["source"],
         "effect": effect,
-        "claimed": f"{'>' if record['direction'] == 'more' else '<'} {scale * record['margin']:g}",
+        "claimed": f"{SIGNS[record['direction']]} {scale * record['margin']:g}",
         "95 % interval": f"{low} to {high}",
         "unit": name,
         "n": str(record["n"]),

@@ -124,6 +124,39 @@ def smallest_seen(spread: float, n: int, level: float = LEVEL) -> float:
     return float(optimize.brentq(lacking, 0.0, 2.0 * bound + 4.0)) * spread / math.sqrt(n)
 
 
+def smallest_margin(spread: float, n: int, level: float = LEVEL) -> float:
+    """Return the smallest margin within which n values would be said to lie with a chance of 80 %, were their mean 0.
+
+    The m at which P(|x̄| + t_{n−1, 1−α/2} s / √n < m) = 0.8, with x̄ and s of n values from N(0, σ²).
+
+    Args:
+        spread: σ, the standard deviation of the values, at least 0. Of few values it is itself hardly known.
+        n: how many there are.
+        level: α, in (0, 1): of both ends together, each is tested at α / 2.
+
+    Returns:
+        m, in the values' unit, at least 0; not a number (NaN) for fewer than two values. For another mean it is
+        larger.
+
+    Example:
+        >>> round(smallest_margin(1.0, 5), 2), round(smallest_margin(1.0, 3), 2)
+        (1.94, 3.65)
+    """
+    if n < 2 or not math.isfinite(spread):
+        return math.nan
+    from scipy import optimize, special, stats
+
+    bound = stats.t.isf(level / 2, n - 1)
+    x, weights = np.polynomial.legendre.leggauss(200)
+
+    def lacking(m: float) -> float:
+        z = (x + 1) / 2 * min(m, 9.0)  # √n |x̄| / σ; beyond 9 there is nothing
+        narrow = special.chdtr(n - 1, (n - 1) * ((m - z) / bound) ** 2)  # that the interval is, then, so narrow
+        return POWER - float(weights @ (narrow * np.exp(-(z**2) / 2))) * min(m, 9.0) / math.sqrt(2 * math.pi)
+
+    return float(optimize.brentq(lacking, 0.0, 2.0 * bound + 4.0)) * spread / math.sqrt(n)
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number by Holm's step-down procedure.
 

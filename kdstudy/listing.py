@@ -26,6 +26,7 @@ from kdstudy.specs import (
     roles,
     starts_from,
     total_epochs,
+    transform_label,
     words,
 )
 from kdstudy.stored import (
@@ -159,7 +160,7 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "run": table["run"].str[:8],
-            "net": table["net"],
+            "net": [", ".join(filter(None, each)) for each in zip(table["net"], table["transform"], strict=True)],
             "data": table["data"].str.replace(r"content=(\w{7})\w*", r"\1", regex=True).str.replace("subset=", ""),
             "method": [_method_words(*each) for each in methods],
             "teacher": table["teacher"],
@@ -238,6 +239,7 @@ def _spec_words(root: Path, spec: Mapping[str, Any]) -> dict[str, str]:
         "recipe": words({name: value for name, value in recipe_of(spec).items() if value is not None}),
         "total epochs": str(total_epochs(spec)) if starts_from(spec) else "",
         "start": f"weights from a file: {words(spec['init'])}" if pretrained(spec) else "",
+        "transform": transform_label(spec),
         "seed": str(spec.get("seed", 0)),
     }
     for number, (role, needed) in enumerate(roles(spec), 1):

@@ -225,7 +225,7 @@ def _effects(axes: Axes, panel: Sequence[Mapping[str, Any]]) -> None:
     names = [f"{r['number']}. {r['statement']}: {r['verdict']}, n\xa0=\xa0{r['n']}" for r in reversed(panel)]
     axes.set_yticks(range(len(panel)), [textwrap.fill(name, 56) for name in names], fontsize="small")
     axes.set_ylim(-0.6, len(panel) - 0.4)
-    ends = [scale * e for r in known.values() for e in (r["effect"], r["margin"], *r["interval"]) if e is not None]
+    ends = [scale * e for r in known.values() for e in (r["effect"], *_margins(r), *r["interval"]) if e is not None]
     if ends:  # the grey of few seeds may reach far beyond what was measured
         room = 0.08 * (max(ends) - min(ends)) or 1.0
         axes.set_xlim(min(ends) - room, max(ends) + room)
@@ -235,11 +235,19 @@ def _effect(axes: Axes, place: int, r: Mapping[str, Any], scale: float) -> None:
     """Draw a claim's effect and interval, what it is claimed to lie beyond, and how near to that nothing is seen."""
     colour = VERDICT_COLOURS[r["verdict"]]
     ends = [scale * (end if end is not None else r["effect"]) for end in r["interval"]]
-    margin = scale * r["margin"]
-    if r["smallest"] is not None:
-        unseen = scale * r["smallest"]
-        axes.barh(place, 2 * unseen, 0.56, margin - unseen, color="0.87", zorder=0)
     axes.plot(ends, [place, place], color=colour, linewidth=2.5)
     axes.plot(scale * r["effect"], place, color=colour, marker="o", markersize=8)
-    axes.plot([margin] * 2, [place - 0.35, place + 0.35], color="black", linestyle=":")
-    axes.plot(margin, place + 0.35, color="black", marker=">" if r["direction"] == "more" else "<", markersize=4)
+    for end, arrow in _margins(r).items():
+        margin = scale * end
+        if r["smallest"] is not None:
+            unseen = scale * r["smallest"]
+            axes.barh(place, 2 * unseen, 0.56, margin - unseen, color="0.87", linewidth=0, zorder=0)
+        axes.plot([margin] * 2, [place - 0.35, place + 0.35], color="black", linestyle=":")
+        axes.plot(margin, place + 0.35, color="black", marker=arrow, markersize=4)
+
+
+def _margins(r: Mapping[str, Any]) -> dict[float, str]:
+    """Return what a claim's effect is claimed to lie beyond, with the arrow to that side; two ends of "within"."""
+    margin = r["margin"]
+    arrows = {"more": {margin: ">"}, "less": {margin: "<"}, "within": {-margin: ">", margin: "<"}}
+    return arrows[r["direction"]]

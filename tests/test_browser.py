@@ -43,14 +43,26 @@ def view(found):
 widgets.Explorer("Trained", view, {}, runs, store)
 """
 EXPLORERS = """
-from kdstudy import Data, Recipe, Run, study, widgets
+import pandas as pd
+
+from kdstudy import Data, Net, Recipe, Run, study, widgets
+from kdstudy.data import noise
 
 recipe = Recipe(epochs=3, batch=128, precision="float32")
 teacher = Run("resnet14", data=Data("digits", subset=256), recipe=recipe, seed=9)
 alone = Run("resnet8", data=teacher.data, recipe=recipe)
 taught = alone.but(method="kd", teachers=(teacher,))
 runs = [run.but(seed=seed) for run in (alone, taught) for seed in range(3)]
-len(study(runs))
+
+plain = alone.but(net=Net("resnet8", residual=False))
+noisy = alone.but(data=teacher.data.but(noise=noise.symmetric(0.4)))
+wrong = [noisy, noisy.but(method="kd", teachers=(noisy.but(seed=9),))]
+slim = Net("resnet8", width=8)
+cells = {(): runs[:3], ("kd",): runs[3:]}
+cells |= {(*of, "slim"): [run.but(net=slim) for run in members] for of, members in cells.items()}
+combinations = pd.DataFrame({"name": list("abcd"), "test_accuracy": [0.5, 0.7, 0.6, 0.8], "kib": [20, 40, 50, 90]})
+more = [plain, plain.but(method="kd", teachers=(teacher,)), *wrong, *(run for each in cells.values() for run in each)]
+len(study([*runs, *more]))
 """
 EACH = {
     "soft_labels": "widgets.soft_labels(teacher, [alone, taught])",
@@ -58,6 +70,11 @@ EACH = {
     "curves": "widgets.curves(runs)",
     "images": "widgets.images([taught, alone])",
     "pair": "widgets.pair(alone, teacher, alphas=(0.5, 0.9), seeds=range(3))",
+    "twins": "widgets.twins({'depth 8': {'residual': alone, 'plain': more[0], 'plain, KD': more[1]}}, steps=5)",
+    "severities": "widgets.severities({'0 %': {'alone': [alone], 'KD': [taught]}, '40 %': {'alone': wrong[:1]}})",
+    "wrong_labels": "widgets.wrong_labels(wrong)",
+    "combine": "widgets.combine(cells)",
+    "along_front": "widgets.along_front(combinations, {'kib': 'file size (KiB)'})",
     "compare": "widgets.compare(runs)",
     "live": "widgets.Live(runs)",
 }

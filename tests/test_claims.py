@@ -2,13 +2,15 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from kdstudy import plots
 from kdstudy.claims import MIME, Claim, Verdicts, holm, holm_levels, minus, t_interval
-from kdstudy.effects import smallest_seen
+from kdstudy.effects import smallest_margin, smallest_seen
 from kdstudy.errors import KDStudyError
 
 
@@ -21,14 +23,14 @@ def claim(treatment, control, margin=0.0, statement="A beats B", direction="more
     return Claim(statement, "someone 2020", "test_accuracy", treatment, control, margin, direction)
 
 
-def simulate(effect, tables, n=5, margin=0.0):
+def simulate(effect, tables, n=5, margin=0.0, direction="more"):
     """Verdicts on many pairs of tables: seeds differ much, the treatment's effect little."""
     rng = np.random.default_rng([42, tables, n, round(1000 * abs(effect))])
     for _ in range(tables):
         of_seed = rng.normal(0.7, 0.1, n)
         control = of_seed + rng.normal(0, 0.01, n)
         treatment = of_seed + effect + rng.normal(0, 0.01, n)
-        yield claim(table(treatment), table(control), margin)
+        yield claim(table(treatment), table(control), margin, direction=direction)
 
 
 def likely(tables, p):
@@ -75,6 +77,60 @@ def test_with_holm_a_study_without_effects_errs_once_in_twenty_studies():
     )
     low, high = likely(studies, 0.05)
     assert low <= wrong <= high
+
+
+SPREAD = 0.01 * np.sqrt(2)  # of the differences in `simulate`
+
+
+@pytest.mark.parametrize("effect", [0.04, -0.04])
+def test_at_the_end_of_what_is_within_a_verdict_is_wrong_five_times_in_a_hundred(effect):
+    """Neither nearer nor farther than claimed: both are said once in forty times, as of any margin."""
+    verdicts = [c.verdict for c in simulate(effect, 300, margin=0.04, direction="within")]
+    for wrong in ("supported", "contradicted"):
+        low, high = likely(300, 0.025)
+        assert low <= verdicts.count(wrong) <= high
+
+
+@pytest.mark.parametrize(
+    ("effect", "margin", "wrong"),
+    [(0.02, 0.02, "supported"), (0.005, 0.004, "supported"), (0.0, 1e-6, "contradicted")],
+)
+def test_what_is_within_is_mistaken_for_no_more_than_five_times_in_a_hundred(effect, margin, wrong):
+    """Margins that so few seeds cannot resolve: both ends may be crossed by chance, and no interval fits between."""
+    verdicts = [c.verdict for c in simulate(effect, 200, margin=margin, direction="within")]
+    assert verdicts.count(wrong) <= likely(200, 0.05)[1]
+
+
+@pytest.mark.parametrize(("effect", "right"), [(0.0, "supported"), (0.06, "contradicted"), (-0.06, "contradicted")])
+def test_that_something_makes_no_difference_is_found_as_often_as_theory_says(effect, right):
+    n, margin = 5, 0.03
+    rng = np.random.default_rng(1)
+    x = effect + SPREAD * rng.normal(size=(100_000, n))
+    half = stats.t.isf(0.025, n - 1) * x.std(1, ddof=1) / np.sqrt(n)
+    nearest, farthest = np.abs(x.mean(1)) - half, np.abs(x.mean(1)) + half
+    chance = np.mean(farthest < margin if right == "supported" else nearest > margin)
+    verdicts = [c.verdict for c in simulate(effect, 400, n, margin, "within")]
+    low, high = likely(400, chance)
+    assert 0.5 < chance < 0.99
+    assert low <= verdicts.count(right) <= high
+    assert verdicts.count("contradicted" if right == "supported" else "supported") <= 1
+
+
+@pytest.mark.parametrize("margin", [0.001, 0.01, 0.03])
+def test_p_of_what_is_within_is_never_too_small(margin):
+    """At an end of the claimed, p is below any level no more often than that."""
+    p = np.array([c.p for c in simulate(margin, 250, margin=margin, direction="within")])
+    for level in (0.01, 0.05, 0.2):
+        assert (p < level).sum() <= likely(250, level)[1]
+
+
+def test_with_holm_a_study_of_ends_errs_once_in_twenty_studies():
+    """Three claims each, of effects on the very end: whatever is said of one of them is wrong."""
+    studies, size = 120, 3
+    claims = list(simulate(0.05, studies * size, margin=0.05, direction="within"))
+    verdicts = [list(Verdicts(claims[i : i + size])) for i in range(0, len(claims), size)]
+    low, high = likely(studies, 0.05)
+    assert low <= sum(any(each != "inconclusive" for each in said) for said in verdicts) <= high
 
 
 # One comparison
@@ -186,6 +242,46 @@ def test_what_is_claimed_to_be_less_has_the_opposite_verdict():
             assert (less.effect, less.low, less.high, less.p) == (more.effect, more.low, more.high, more.p)
 
 
+def one_sided(x, end, side):
+    return stats.ttest_1samp(x, end, alternative=side).pvalue
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("effect", [0.0, 0.012, -0.03])
+def test_p_of_what_is_within_is_that_of_two_one_sided_tests(n, effect):
+    seen = set()
+    for made in simulate(effect, 15, n, 0.015, "within"):
+        x, margin = made.differences, 0.015
+        inside = max(one_sided(x, margin, "less"), one_sided(x, -margin, "greater"))
+        beyond = min(one_sided(x, margin, "greater"), one_sided(x, -margin, "less"))
+        assert made.p == pytest.approx(2 * (inside if abs(made.effect) < margin else beyond))
+        assert made.p == pytest.approx(max(stats.ttest_1samp(x, end).pvalue for end in (-margin, margin)))
+        assert (made.verdict == "supported") == (-margin < made.low and made.high < margin)
+        assert (made.verdict == "contradicted") == (made.low > margin or made.high < -margin)
+        swapped = claim(made.control, made.treatment, margin, direction="within")
+        assert (swapped.p, swapped.verdict) == (pytest.approx(made.p), made.verdict)
+        seen.add(made.verdict)
+    assert n < 10 or effect == 0.012 or ("supported" if effect == 0 else "contradicted") in seen
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [(0.0, "supported"), (0.125, "supported"), (-0.125, "supported"), (0.25, "inconclusive"), (-0.25, "inconclusive")]
+    + [(0.5, "contradicted"), (-0.5, "contradicted")],
+)
+def test_without_variance_what_is_within_is_decided_by_the_number(difference, verdict):
+    control = np.array([0.5, 0.75, 0.625])
+    assert claim(table(control + difference), table(control), 0.25, direction="within").verdict == verdict
+    assert claim(table(control[:2]), table(control[:2]), 0.25, direction="within").verdict == "inconclusive"
+    assert claim(table(control[:1]), table(control[:1]), 0.25, direction="within").verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.01])
+def test_within_nothing_or_less_is_refused(margin):
+    with pytest.raises(KDStudyError, match=f"'A beats B': margin = {margin}: must be a number greater than 0"):
+        claim(table([0.1]), table([0.1]), margin, direction="within")
+
+
 @pytest.mark.parametrize(
     ("gain", "verdict"), [(0.0, "supported"), (-0.02, "supported"), (0.02, "contradicted"), (0.005, "inconclusive")]
 )
@@ -212,6 +308,31 @@ def test_what_so_few_seeds_could_have_seen():
     wanted = [smallest_seen(*each) for each in zip(spread, [4] * 3, levels, strict=True)]
     assert [together.smallest(i) for i in range(3)] == pytest.approx(wanted)
     assert np.isnan(claim(table([0.5]), table([0.4])).smallest())
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 18])
+@pytest.mark.parametrize("n", [2, 3, 5, 12, 100])
+def test_within_the_smallest_margin_nothing_is_confirmed_four_times_in_five(n, level):
+    spread, tables = 0.7, 4000
+    draws = np.random.default_rng([n, round(1 / level)]).normal(0, spread, (tables, n))
+    half = stats.t.isf(level / 2, n - 1) * draws.std(1, ddof=1) / np.sqrt(n)
+    low, high = likely(tables, 0.8)
+    assert low <= (np.abs(draws.mean(1)) + half < smallest_margin(spread, n, level)).sum() <= high
+    assert smallest_margin(3 * spread, n, level) == pytest.approx(3 * smallest_margin(spread, n, level))
+    seen = smallest_seen(spread, n, level)
+    assert seen < smallest_margin(spread, n, level) < 1.25 * seen  # from one end alone it is a little nearer
+
+
+def test_of_what_is_within_what_so_few_seeds_could_have_seen_is_a_margin():
+    made = list(simulate(0.0, 3, 4, 0.01, "within"))
+    spread = [c.differences.std(ddof=1) for c in made]
+    assert [c.smallest() for c in made] == pytest.approx([smallest_margin(each, 4) for each in spread])
+    together, levels = Verdicts(made), holm_levels([c.p for c in made])
+    wanted = [smallest_margin(*each) for each in zip(spread, [4] * 3, levels, strict=True)]
+    assert [together.smallest(i) for i in range(3)] == pytest.approx(wanted)
+    assert np.isnan(claim(table([0.5]), table([0.4]), 0.1, direction="within").smallest())
+    assert np.isnan(smallest_margin(np.nan, 5))
+    assert smallest_margin(0.0, 5) == 0
 
 
 def test_a_difference_of_differences_is_a_claim_like_any_other():
@@ -290,6 +411,16 @@ def test_a_verdict_may_not_survive_the_others():
     assert Verdicts(made)[0] == together[0]
 
 
+def test_what_is_within_is_judged_at_its_own_level_among_others():
+    """As supported where the interval at the level of Holm's procedure is within, which is wider than 95 %."""
+    made = [*simulate(0.0, 3, 8, 0.03, "within"), *simulate(0.01, 3, 8)]
+    together, levels = Verdicts(made), holm_levels([c.p for c in made])
+    for i, c in enumerate(made[:3]):
+        half = stats.t.isf(levels[i] / 2, 7) * c.differences.std(ddof=1) / np.sqrt(8)
+        assert (together[i] == "supported") == (abs(c.effect) + half < 0.03)
+    assert "supported" in [together[i] for i in range(3)]
+
+
 # What is shown
 
 
@@ -328,6 +459,35 @@ def test_the_table_says_what_is_claimed_and_what_could_be_seen():
     levels = holm_levels([each.p for each in made])
     assert [row["could see"] for row in cells] == [f"{smallest_seen(spread, 3, level):.2f}" for level in levels]
     assert "Holm's, over 2 comparisons" in plain[0]
+
+
+def test_the_table_says_between_what_an_effect_is_claimed_to_be():
+    plain, other = table([0.6, 0.8, 0.7]), table([0.61, 0.79, 0.705])
+    made = [claim(plain, other, 0.005, direction=d) for d in ("within", "more")]
+    said = Verdicts(made)
+    lines = said._repr_mimebundle_()["text/plain"].splitlines()
+    cells = [dict(zip(lines[1].split(" | "), line.split(" | "), strict=True)) for line in lines[2:]]
+    assert [row["claimed"] for row in cells] == ["within ± 0.5", "> 0.5"]
+    assert [row["could see"] for row in cells] == [f"{100 * said.smallest(i):.2f}" for i in range(2)]
+    assert "Of a claim within ± X: the smallest X" in lines[0]
+    assert "within" not in Verdicts(made[1:]).words
+    record = json.loads(json.dumps(said.records(), allow_nan=False))[0]
+    assert (record["direction"], record["margin"]) == ("within", 0.005)
+
+
+def test_the_figure_marks_both_ends_of_what_is_within():
+    made = claim(table([0.6, 0.8, 0.7]), table([0.61, 0.79, 0.705]), 0.25, direction="within")
+    drawn = plots.effects(Verdicts([made]))
+    (axes,) = drawn.axes
+    assert {line.get_marker(): line.get_xdata()[0] for line in axes.lines if line.get_marker() in "<>"} == {
+        ">": -25,
+        "<": 25,
+    }
+    ends = [[bar.get_x(), bar.get_x() + bar.get_width()] for bar in axes.patches]
+    unseen = 100 * made.smallest()
+    assert ends == [pytest.approx([end - unseen, end + unseen]) for end in (-25, 25)]
+    assert axes.get_xlim()[0] < -25 < 25 < axes.get_xlim()[1]
+    plt.close(drawn)
 
 
 def test_the_html_escapes_what_it_is_told():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from kdstudy import Data, KDStudyError, Recipe, Run, Store, nets, study
 from kdstudy.compress import TRANSFORMS, Int8, Int8Aware, Prune, Shrink, Transform
 from kdstudy.compress.int8 import Integers
 from kdstudy.finish import _best, deployed
+from kdstudy.listing import compact, describe
 from kdstudy.metrics import accuracy
+from kdstudy.runs import table
 from kdstudy.specs import label, transform_label
 from kdstudy.store import _prepare
 from kdstudy.train import predict
@@ -363,3 +366,11 @@ def test_the_best_epoch_is_evaluated_as_it_would_be_deployed(transform: Transfor
     logits = predict(deployed(run, training.net), data.test.images, data, "float32")
     found = _best(training, run, data, torch.zeros_like(logits))
     assert found["best_test_accuracy"] == accuracy(logits, data.test.labels)
+
+
+def test_a_list_of_runs_and_a_run_that_is_shown_say_what_was_done() -> None:
+    run = tuned(PLAIN, Prune(0.7))
+    folder = run.result().folder
+    listed = compact(table(folder.parent).query("run == @run.key"))
+    assert listed["net"].tolist() == ["resnet8 (width=4), prune (share=0.7)"]
+    assert re.search(r"transform +prune \(share=0.7\)", describe(run.key, folder.parent))

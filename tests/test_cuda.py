@@ -9,10 +9,12 @@ import pytest
 import torch
 from helpers import copied
 
+from kdstudy.compress import Int8, Int8Aware, Prune, Shrink
 from kdstudy.data import Data, Views
 from kdstudy.method import METHODS
 from kdstudy.nets import create
 from kdstudy.recipe import Recipe, seeded
+from kdstudy.runs import Run
 from kdstudy.train import Training, predict, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -101,3 +103,15 @@ def test_a_network_says_much_the_same_on_both_devices():
     here = predict(net, data.test.images, data, "float32")
     there = predict(net.to(GPU), data.test.images.to(GPU), data.to(GPU), "float32")
     torch.testing.assert_close(there, here, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("transform", [Prune(0.6), Shrink(0.5), Int8Aware(), Int8()], ids=repr)
+def test_what_compresses_a_network_works_there_and_integers_come_back_to_the_cpu(transform):
+    data, recipe = Data("digits", subset=320), Recipe(epochs=1, batch=64)
+    start = Run("resnet8 (width=4)", data=data, recipe=recipe)
+    epochs = 0 if isinstance(transform, Int8) else 1
+    run = start.but(init=start, transform=transform, recipe=Recipe(epochs=epochs, batch=64))
+    network = run.result().network(None if transform.final else torch.device("cpu"))
+    assert {value.device.type for value in network.state_dict().values()} == {"cpu"}
+    said = predict(network, data.load().test.images, data.load(), "float32")
+    torch.testing.assert_close(said, run.result().logits("test"), rtol=0.1, atol=0.1)

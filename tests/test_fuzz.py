@@ -119,7 +119,7 @@ def test_any_views_have_a_key_or_are_refused(said):
 @given(
     st.sampled_from(["glyphs", "digits"]) | TEXT,
     st.dictionaries(
-        st.sampled_from(["size", "subset", "seed", "validation", "views", "stream", "difficulty", "x"]),
+        st.sampled_from(["size", "subset", "seed", "validation", "views", "stream", "bootstrap", "difficulty", "x"]),
         ANYTHING,
         max_size=2,
     ),
@@ -138,7 +138,7 @@ def test_any_data_have_a_key_or_are_refused(name, said):
 @fuzz(150)
 @given(
     st.sampled_from(["resnet8", "wrn_16_2", "vgg8", "torchvision:resnet18", "torchvision:", "timm:x"]) | ANYTHING,
-    st.dictionaries(st.sampled_from(["width", "residual", "x"]), ANYTHING, max_size=2),
+    st.dictionaries(st.sampled_from(["width", "residual", "convolution", "x"]), ANYTHING, max_size=2),
 )
 @example("torchvision:resnet18", {"x": object()})
 @example("torchvision:resnet18", {"x": math.nan})
@@ -178,7 +178,9 @@ RUNS = {
 
 @fuzz(200)
 @given(
-    odd({name: RUNS[name] for name in ("net", "data", "method", "average", "seed")}, "init", "recipe", "lr"),
+    odd(
+        {name: RUNS[name] for name in ("net", "data", "method", "average", "seed")}, "init", "transform", "recipe", "lr"
+    ),
     st.dictionaries(st.sampled_from(["temperature", "alpha", "smoothing"]) | TEXT, ANYTHING, max_size=2) | ANYTHING,
     st.lists(ANYTHING, max_size=2) | ANYTHING,
 )

@@ -662,7 +662,7 @@ def test_logit_mse_is_what_logits_takes():
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9])
 def test_the_labels_of_kd_are_smoothed_as_those_of_label_smoothing(alpha):
     step = a_step()
-    smooth, sharp = (terms_of("kd", step, alpha=alpha, smoothing=each) for each in (0.2, 0.0))
+    smooth, sharp = (terms_of("kd", step, alpha=alpha, smoothing=each) for each in (0.2, None))
     target = 0.8 * step.target + 0.2 / 5
     log_p = scipy.special.log_softmax(step.student["logits"].numpy(), axis=1)
     by_hand = -(1 - alpha) * (target.numpy() * log_p).sum(1).mean()

@@ -128,7 +128,7 @@ def judged(claims):
         numbers = [signed(scale * value, f"+.{digits}f") for value in (c.effect, c.low, c.high)]
         seen = f"{scale * c.smallest:.{digits}f}"
         name = name.removeprefix("percentage ")
-        sign = {"more": ">", "less": "<"}[c.direction]
+        sign = {"more": ">", "less": "<", "within": "within ±"}[c.direction]
         effect = f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {name}"
         margin = f"{scale * c.margin:g}".replace("-", "\N{MINUS SIGN}")
         effect = f"{effect}, claimed {sign} {margin}"
@@ -199,6 +199,40 @@ def test_the_words_beside_noise_and_imbalance_give_their_numbers(study):
     assert all(re.search(rf"\b{n}\s+{verdict}\b", words) for verdict, n in verdicts.items())
     teachers = table[table.seed >= 1000].drop_duplicates("run").test_accuracy
     assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
+
+
+def by_kind(table):
+    """A line of Markdown for each kind of student of the ensemble study, in the order of the table."""
+    plain = table[table.kind == "cross-entropy"].set_index("seed").test_accuracy
+    for name, rows in table.groupby("kind", sort=False):
+        gain = 100 * (rows.set_index("seed").test_accuracy - plain).dropna()
+        own = name == "cross-entropy" or name.startswith("bootstrap sample")
+        ece = f"{100 * rows.test_ece.mean():.1f}"
+        said = [name, str(len(rows)), told(100 * rows.test_accuracy, ".2f"), "" if own else told(gain), ece]
+        yield f"| {' | '.join(said)} |"
+
+
+def bills(table):
+    """A line of Markdown for each combination whose costs were measured."""
+    for row in table[table.file_kib.notna()].itertuples():
+        sizes = f"{row.parameters:,.0f} | {row.flops / 1e6:.2f} | {row.file_kib:.1f} | {row.compressed_kib:.1f}"
+        yield f"| {row.kind} | {sizes} | {row.one_ms:.2f} | {row.batch_ms:.2f} |"
+
+
+def test_the_words_beside_ensembles_and_orthogonality_give_their_numbers():
+    words = (RESULTS / "README.md").read_text().partition("## Ensembles and orthogonality")[2].partition("\n## ")[0]
+    table = pandas.read_csv(RESULTS / "ensemble_orthogonality_course.csv", comment="#")
+    assert (table.status == "finished").all()
+    lines, students = set(words.splitlines()), table[table.kind.notna()]
+    assert (students.groupby("kind").size() >= 3).all()
+    claims = pandas.read_csv(RESULTS / "ensemble_orthogonality_course_claims.csv", comment="#")
+    expected = (*by_kind(students), *bills(students), *judged(claims))
+    assert [line for line in expected if line not in lines] == []
+    verdicts = claims.verdict.value_counts()
+    assert all(re.search(rf"\b{n}\s+{verdict}\b", words) for verdict, n in verdicts.items())
+    teachers = table[table.kind.isna()].drop_duplicates("run").test_accuracy
+    assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
+    assert (students.groupby("kind").size().drop("cross-entropy") <= 5).all()
 
 
 def test_what_noise_costs_and_early_stopping_brings_is_told_beside_the_label_noise_study():

@@ -63,8 +63,8 @@ class Prune(Transform):
         return net
 
 
-def _hold(weight: nn.Parameter) -> None:
-    """Keep the zeros of some weights: without a gradient, neither momentum nor weight decay moves a zero."""
+def _hold(weight: Tensor) -> None:
+    """Keep the zeros of a parameter: without a gradient, neither momentum nor weight decay moves a zero."""
     kept = (weight.detach() != 0).to(weight.dtype)
     weight.register_hook(lambda gradient: gradient * kept.to(gradient.device))
 

@@ -4,7 +4,9 @@ An explorer and a live training show themselves in a notebook: as widgets where 
 figures, tables and text where the notebook is executed headless.
 """
 
+from kdstudy.widgets.along import along_front
 from kdstudy.widgets.browser import images
+from kdstudy.widgets.combine import combine
 from kdstudy.widgets.comparison import compare
 from kdstudy.widgets.controls import Choice, Control, Several, Slider, Text
 from kdstudy.widgets.curves import curves
@@ -28,6 +30,8 @@ __all__ = [
     "Shown",
     "Slider",
     "Text",
+    "along_front",
+    "combine",
     "compare",
     "curves",
     "gap_map",
