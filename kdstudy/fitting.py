@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kdstudy.runs import Run
 
 _PAIRED: dict[str, str] = {}
+_SOUND: set[str] = set()  # of what a transform is known to fit, each form once a process
 _TEACHERS: dict[str, tuple[nn.Module, Shapes]] = {}
 _KEPT = 4  # teachers that are not made again for the next run
 
@@ -224,7 +225,8 @@ def _check_alike(other: Dataset, own: Dataset, where: str) -> None:
 
 def _check_changed(run: Run, dataset: Dataset) -> None:
     """Refuse a network that a run's transform cannot change, or that does not compute afterwards what it should."""
-    if run.transform is None:
+    form = canonical(_form(run.spec()))
+    if run.transform is None or form in _SOUND:
         return
     if _replaces(run.make_method()):
         raise KDStudyError(f"{run.label}: method {run.method!r} deploys another network, which no transform can change")
@@ -234,6 +236,7 @@ def _check_changed(run: Run, dataset: Dataset) -> None:
         outputs(net, pattern(dataset.shape))
     if told:
         raise KDStudyError(f"{run.label}: {str(told[0].message).partition('. ')[0]}")
+    _SOUND.add(form)
 
 
 def _check_memory(run: Run, dataset: Dataset) -> None:
