@@ -12,6 +12,7 @@ from scipy import stats
 from kdstudy.claims import minus, t_interval, unit
 from kdstudy.effects import fieller
 from kdstudy.errors import KDStudyError
+from kdstudy.factorial import two_by_two
 from kdstudy.nets import NETWORKS
 from kdstudy.published import published
 
@@ -233,6 +234,36 @@ def test_the_words_beside_ensembles_and_orthogonality_give_their_numbers():
     teachers = table[table.kind.isna()].drop_duplicates("run").test_accuracy
     assert [f"{100 * accuracy:.1f} %" for accuracy in teachers if f"{100 * accuracy:.1f} %" not in words] == []
     assert (students.groupby("kind").size().drop("cross-entropy") <= 5).all()
+
+
+def test_the_differences_told_beside_ensembles_and_orthogonality_are_those_of_its_table():
+    words = (RESULTS / "README.md").read_text().partition("## Ensembles and orthogonality")[2].partition("\n## ")[0]
+    table = pandas.read_csv(RESULTS / "ensemble_orthogonality_course.csv", comment="#")
+
+    def of(kind):
+        return table[table.kind == kind]
+
+    def minus_of(*pair):
+        return minus(*map(of, pair), "test_accuracy").test_accuracy
+
+    def interaction(name, base="cross-entropy", kd="kd"):
+        return two_by_two(of(base), of(name), of(kd), of(f"{name} + kd")).interaction
+
+    names = ("int8", "separable", "label smoothing", "mixup", "cutmix", "cutout", "grouped")
+    differences = [interaction(name) for name in names]
+    differences.append(interaction("int8 training", "more epochs", "more epochs + kd"))
+    differences += [minus_of(f"{name} + kd", name) for name in ("grouped", "cutmix", "pruning")]
+    differences += [minus_of(name, "cross-entropy") for name in ("kd", "mixup", "cutmix", "cutout", "int8")]
+    differences += [minus_of(f"{name} on teacher", "kd") for name in ("label smoothing", "mixup")]
+    differences += [
+        minus_of(f"pruning: {how}", "pruning") for how in ("compress, then distil", "distil, then compress")
+    ]
+    ensemble = "an ensemble, average probabilities"
+    differences += [minus_of(ensemble, f"an ensemble, {other}") for other in ("one of its members", "average logits")]
+    differences.append(minus_of("kd", "augmentation usual: kd, one label per image"))
+    differences.append(minus_of("cutout + kd", "augmentation strong: kd, one label per image"))
+    prose = " ".join(words.split())
+    assert [said for each in differences if (said := told(100 * each)) not in prose] == []
 
 
 def test_what_noise_costs_and_early_stopping_brings_is_told_beside_the_label_noise_study():
