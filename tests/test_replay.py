@@ -636,7 +636,7 @@ def test_what_has_no_one_label_an_image_is_refused(method, views, words):
     [
         ({"teacher_sees": "views"}, "teacher_sees = 'views': must be 'view' or 'image'"),
         ({"teacher_sees": None}, "teacher_sees = None"),
-        ({"teacher_sees": "image", "live": True}, "live = True: a teacher that sees the images"),
+        ({"teacher_sees": "image", "live": True}, "live = True: a teacher that sees images"),
     ],
 )
 def test_a_recipe_that_contradicts_itself_is_refused(said_so, words):
