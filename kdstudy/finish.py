@@ -49,7 +49,7 @@ def finish(
     Raises:
         KDStudyError: if the network's outputs are not finite, or something cannot be written.
     """
-    data, net = training.data, deployed(run, training.net)
+    data, net = training.data, as_stored(run, training.net)
     if run.transform is not None and run.transform.final:
         data = data.to("cpu")
     counted = run.make_net(data) if run.transform is not None and run.transform.final else net  # integers hide theirs
@@ -84,7 +84,7 @@ def finish(
     write_atomically(folder / RESULT, lambda file: file.write_text(sealed(result)))
 
 
-def deployed(run: Run, net: nn.Module) -> nn.Module:
+def as_stored(run: Run, net: nn.Module) -> nn.Module:
     """Return what is evaluated and stored of a network as it was trained."""
     return net if run.transform is None else run.transform.deploy(net)
 
@@ -109,7 +109,7 @@ def _best(training: Training, run: Run, data: Dataset, last: Tensor) -> dict[str
     if epoch != training.epoch - 1:
         best = copy.deepcopy(training.net)
         best.load_state_dict(weights)
-        logits = predict(deployed(run, best), data.test.images, data, training.precision)
+        logits = predict(as_stored(run, best), data.test.images, data, training.precision)
     return {
         "best_epoch": epoch,
         "best_validation_accuracy": training.history[epoch]["validation_accuracy"],

@@ -25,7 +25,7 @@ from kdstudy.checkpoint import Keeper
 from kdstudy.data import Dataset
 from kdstudy.data.dataset import stratified_order
 from kdstudy.errors import KDStudyError
-from kdstudy.finish import finish, weights_of
+from kdstudy.finish import as_stored, finish, weights_of
 from kdstudy.fitting import deployed, transformed
 from kdstudy.memory import out_of_memory
 from kdstudy.networks import Pretrained
@@ -95,7 +95,7 @@ class Result:
         transform = self.run.transform
         at = torch.device("cpu") if transform is not None and transform.final else device
         net = _prepare(self.run, self.run.data.load(), None, at).net
-        net = net if transform is None else transform.deploy(net)
+        net = as_stored(self.run, net)
         self.load(net)
         return net.eval()
 

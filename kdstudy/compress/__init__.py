@@ -2,6 +2,6 @@
 
 from kdstudy.compress.int8 import Int8, Int8Aware
 from kdstudy.compress.pruning import Prune, Shrink
-from kdstudy.compress.transform import TRANSFORMS, Transform
+from kdstudy.compress.transform import Transform
 
-__all__ = ["TRANSFORMS", "Int8", "Int8Aware", "Prune", "Shrink", "Transform"]
+__all__ = ["Int8", "Int8Aware", "Prune", "Shrink", "Transform"]

@@ -149,8 +149,19 @@ def _converted(net: nn.Module) -> Integers:
     return Integers(stages)
 
 
+class _Quantisation(Transform):
+    """What ends in a network that computes in integers."""
+
+    final: ClassVar[bool] = True
+    float32: ClassVar[bool] = True
+
+    def deploy(self, net: nn.Module) -> nn.Module:
+        """Return the network in integers."""
+        return _converted(net)
+
+
 @dataclass(frozen=True)
-class Int8(Transform):
+class Int8(_Quantisation):
     """Quantisation after training: weights and activations of convolutions and linear layers in 8-bit integers.
 
     x ≈ s (q − z) with q an integer of 8 bits: of weights a scale s a channel and z = 0, of activations one s and z,
@@ -169,8 +180,6 @@ class Int8(Transform):
 
     name: ClassVar[str] = "int8"
     trains: ClassVar[bool | None] = False
-    final: ClassVar[bool] = True
-    float32: ClassVar[bool] = True
 
     def apply(self, net: nn.Module, images: Tensor) -> nn.Module:
         """Return the network with observers that have seen the images."""
@@ -184,13 +193,9 @@ class Int8(Transform):
 
         return _by_stage(net, images, prepare)
 
-    def deploy(self, net: nn.Module) -> nn.Module:
-        """Return the network in integers."""
-        return _converted(net)
-
 
 @dataclass(frozen=True)
-class Int8Aware(Transform):
+class Int8Aware(_Quantisation):
     """Quantisation-aware training: the network is trained on while its numbers are rounded as int8 will round them.
 
     In the forward pass x becomes s (round(x/s) + z clipped to 8 bits, − z), in the backward pass rounding counts as
@@ -209,8 +214,6 @@ class Int8Aware(Transform):
 
     name: ClassVar[str] = "int8_aware"
     trains: ClassVar[bool | None] = True
-    final: ClassVar[bool] = True
-    float32: ClassVar[bool] = True
 
     def apply(self, net: nn.Module, images: Tensor) -> nn.Module:
         """Return the network with rounding in it, its scales begun on the images."""
@@ -223,7 +226,3 @@ class Int8Aware(Transform):
             return rounded.train()
 
         return _by_stage(net, images, prepare)
-
-    def deploy(self, net: nn.Module) -> nn.Module:
-        """Return the network in integers."""
-        return _converted(net)

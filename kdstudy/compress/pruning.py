@@ -17,7 +17,19 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True)
-class Prune(Transform):
+class _Share(Transform):
+    """What takes a share of something away, but not all of it."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        check_number(f"{self.name}: share", self.share, low=0, high=1, above=True)
+        if self.share == 1:
+            raise KDStudyError(f"{self.name}: share = 1: must be less than 1, or nothing is left")
+
+
+@dataclass(frozen=True)
+class Prune(_Share):
     """Unstructured magnitude pruning: the smallest weights of all layers together are set to 0 and stay so.
 
     m_i = [|w_i| > q], where q is the `share`-quantile of the absolute weights of all convolutions and linear layers;
@@ -44,12 +56,6 @@ class Prune(Transform):
     """
 
     name: ClassVar[str] = "prune"
-    share: float
-
-    def __post_init__(self) -> None:
-        check_number("prune: share", self.share, low=0, high=1, above=True)
-        if self.share == 1:
-            raise KDStudyError("prune: share = 1: must be less than 1, or nothing is left")
 
     def apply(self, net: nn.Module, images: Tensor) -> nn.Module:
         """Return the network with its smallest weights held at 0."""
@@ -65,12 +71,11 @@ class Prune(Transform):
 
 def _hold(weight: Tensor) -> None:
     """Keep the zeros of a parameter: without a gradient, neither momentum nor weight decay moves a zero."""
-    kept = (weight.detach() != 0).to(weight.dtype)
-    weight.register_hook(lambda gradient: gradient * kept.to(gradient.device))
+    weight.register_hook(lambda gradient: gradient * (weight.detach() != 0))
 
 
 @dataclass(frozen=True)
-class Shrink(Transform):
+class Shrink(_Share):
     """Structured magnitude pruning: the weakest channels go, and the network is smaller and faster for it.
 
     Of each group of channels that have to go together (in a residual network those that are added up), the `share` of
@@ -94,12 +99,6 @@ class Shrink(Transform):
     """
 
     name: ClassVar[str] = "shrink"
-    share: float
-
-    def __post_init__(self) -> None:
-        check_number("shrink: share", self.share, low=0, high=1, above=True)
-        if self.share == 1:
-            raise KDStudyError("shrink: share = 1: must be less than 1, or nothing is left")
 
     def apply(self, net: nn.Module, images: Tensor) -> nn.Module:
         """Return the network with fewer channels."""

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-TRANSFORMS: dict[str, type[Transform]] = {}
-
 
 def pattern(shape: tuple[int, int, int]) -> Tensor:
     """Return two images of a shape (C, H, W), of values from -2 to 2, to trace a network with (2, C, H, W)."""
@@ -34,9 +32,6 @@ class Transform(ABC):
     trains: ClassVar[bool | None] = None
     final: ClassVar[bool] = False
     float32: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        TRANSFORMS[cls.name] = cls
 
     @abstractmethod
     def apply(self, net: nn.Module, images: Tensor) -> nn.Module:
