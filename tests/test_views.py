@@ -1,20 +1,24 @@
 """Views against a slow reference in Python integers, and the statistics of the hash they are drawn from."""
 
 import math
+import re
 import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import beta, chisquare, kstest
+from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.stats import beta, chisquare, kstest, uniform
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdstudy.data import Data, Views, load
 from kdstudy.data.dataset import Dataset, Split
+from kdstudy.data.pixels import ONE, recolour, turn
 from kdstudy.data.views import _random_below_each, random_below, random_bits
 from kdstudy.errors import KDStudyError
+from kdstudy.replay import _words
 
 
 def scramble(x):
@@ -153,6 +157,7 @@ MIXED = [
     Views(crop=1, cutmix=1.0, seed=3),
     Views(flip=True, cutout=3, cutmix=0.3),
     Views(crop=1, mixup=0.4, cutmix=1.0, seed=3),
+    Views(mixup=0.4, cutmix=1.0, rotation=20, vertical_flip=True, jitter=0.2, noise=0.2),
 ]
 
 
@@ -257,6 +262,226 @@ def test_cutmix_shares_have_the_mean_that_follows_from_beta_distribution_and_cli
     assert ((share >= 0) & (share <= 1)).all()
 
 
+# Rotation, vertical flip, jitter and noise
+
+STRONG = Views(crop=2, flip=True, rotation=30, vertical_flip=True, jitter=0.3, noise=0.3, seed=2)
+
+
+def spread(most, *key):
+    """A number uniform in ± most."""
+    return most * ((2 * below(4096, *key) + 1) / 4096 - 1)
+
+
+def turned(image, degrees):
+    """By scipy, counter-clockwise, in black.  (H, W, C)"""
+    angle = math.radians(degrees)
+    matrix = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])  # of (down, across)
+    centre = (np.array(image.shape[:2]) - 1) / 2
+    args = {"offset": centre - matrix @ centre, "order": 1, "mode": "grid-constant"}
+    return np.stack([affine_transform(plane.astype(float), matrix, **args) for plane in np.moveaxis(image, 2, 0)], 2)
+
+
+def recoloured(image, brightness, contrast, saturation, hue):
+    """One change after the other, pixel by pixel; the hue in turns, by Rodrigues' formula.  (H, W, 3)"""
+    luma, axis, angle = np.array([0.299, 0.587, 0.114]), np.ones(3) / math.sqrt(3), 2 * math.pi * hue
+    image = image.astype(float) * brightness
+    image = contrast * image + (1 - contrast) * np.mean(image @ luma)
+    for pixel in image.reshape(-1, 3):
+        pixel[:] = saturation * pixel + (1 - saturation) * (pixel @ luma)
+        along = axis * (axis @ pixel)
+        pixel[:] = along + math.cos(angle) * (pixel - along) + math.sin(angle) * np.cross(axis, pixel)
+    return image.clip(0, 255)
+
+
+def whole(*values):
+    return torch.tensor([round(value * ONE) for value in values])
+
+
+def smooth(n, h, w, c):
+    values = gaussian_filter(np.random.default_rng(1).normal(size=(n, h, w, c)), (0, 2, 2, 0))
+    return torch.from_numpy((128 + 400 * values).clip(0, 255).astype(np.uint8))
+
+
+def alike(seen, expected, most):
+    """Levels that differ by at most `most`, and by a rounding on average."""
+    difference = np.abs(seen.numpy() - expected)
+    assert difference.max() <= most
+    assert difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("shape", [(9, 14, 3), (16, 16, 1), (12, 7, 2)], ids=str)
+@pytest.mark.parametrize(("make", "most"), [(smooth, 2), (pictures, 4)], ids=["smooth", "noise"])
+@pytest.mark.parametrize("rotation", [20, 180.0])
+def test_rotated_views_are_what_scipy_makes_of_them(rotation, make, most, shape):
+    """In noise, 1/256 of a pixel and two roundings are up to 3 levels."""
+    images, sample = make(20, *shape), torch.arange(100, 120)
+    seen, _ = Views(rotation=rotation, seed=4)(images, sample, 6)
+    angles = [spread(rotation, 4, 6, each, 13) for each in sample.tolist()]
+    alike(seen, np.stack([turned(x, angle) for x, angle in zip(images.numpy(), angles, strict=True)]), most)
+    assert len({*angles}) == 20
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_quarter_turns_move_pixels_and_change_none(quarters):
+    shape = (8, 8, 3) if quarters % 2 else (7, 10, 3)
+    images = pictures(5, *shape)
+    cos, sin = (whole(value).expand(5) for value in ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters])
+    assert torch.equal(turn(images, cos, sin), images.rot90(quarters, (1, 2)))
+
+
+def test_angles_are_uniform_to_both_sides():
+    """The angle is read off a ramp, within a circle about the centre."""
+    across = torch.arange(-12, 13)
+    image = (128 + 8 * across).clamp(0, 255).to(torch.uint8).expand(25, 25)[None, :, :, None]
+    seen, _ = Views(rotation=50)(image.expand(3000, -1, -1, -1), torch.arange(3000), 2)
+    within = across[:, None] ** 2 + across**2 <= 100
+    seen = (seen[..., 0].double() - 128) * within
+    angles = torch.atan2((seen * -across[:, None]).sum((1, 2)), (seen * across).sum((1, 2))).rad2deg()
+    assert kstest(angles.numpy(), uniform(-50, 100).cdf).pvalue > 0.001
+
+
+def test_vertically_flipped_views_are_half_of_them_and_upside_down():
+    images, sample = pictures(400, 7, 4, 3), torch.arange(400)
+    seen, _ = Views(vertical_flip=True, seed=3)(images, sample, 1)
+    flipped = torch.tensor([below(2, 3, 1, each, 12) for each in range(400)]).bool()
+    assert torch.equal(seen[flipped], images[flipped].flip(1))
+    assert torch.equal(seen[~flipped], images[~flipped])
+    assert abs(flipped.float().mean() - 0.5) < 4 * 0.5 / 400**0.5
+    other, _ = Views(flip=True, seed=3)(images, sample, 1)
+    sideways = (other != images).flatten(1).any(1)
+    assert 0.3 < (sideways == flipped).float().mean() < 0.7, "one flip tells nothing of the other"
+
+
+@pytest.mark.parametrize("jitter", [0.2, 0.5])
+def test_jittered_views_equal_the_reference(jitter):
+    images, sample = pictures(12, 6, 9, 3), torch.arange(300, 312)
+    seen, _ = Views(jitter=jitter, seed=1)(images, sample, 8)
+    expected = []
+    for image, each in zip(images.numpy(), sample.tolist(), strict=True):
+        factors = (1 + spread(jitter, 1, 8, each, stream) for stream in (14, 15, 16))
+        expected.append(recoloured(image, *factors, spread(jitter, 1, 8, each, 17)))
+    alike(seen, np.stack(expected), 1)
+    assert (seen != images).flatten(1).double().mean(1).min() > 0.5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [(1.5, 1, 1, 0), (1, 0.5, 1, 0), (1, 1, 0, 0), (1, 1, 1.5, 0), (1, 1, 1, 0.2), (0.5, 1.5, 0.5, -0.5), (0, 1, 1, 0)],
+    ids=str,
+)
+def test_each_change_of_colour_equals_the_reference(changes):
+    images, turns = pictures(3, 5, 4, 3), 2 * math.pi * changes[3]
+    factors, hue = whole(*changes[:3])[:, None].expand(3, 3), whole(math.cos(turns), math.sin(turns))[:, None]
+    alike(recolour(images, factors, hue.expand(2, 3)), np.stack([recoloured(x, *changes) for x in images.numpy()]), 1)
+
+
+def test_what_changes_of_colour_come_to():
+    image, ones = pictures(1, 6, 5, 3), whole(1, 1, 1)[:, None]
+    third = 2 * math.pi / 3
+    seen = recolour(image, ones, whole(math.cos(third), math.sin(third))[:, None])
+    alike(seen, image.roll(1, -1).numpy().astype(float), 1)  # red becomes green, green blue, blue red
+    none = whole(1, 0)[:, None]
+    assert torch.equal(recolour(image, ones, none), image)
+    grey = recolour(image, whole(1, 1, 0)[:, None], none)
+    assert torch.equal(grey, grey[..., :1].expand_as(grey))
+    flat = recolour(image, whole(1, 0, 1)[:, None], none)
+    assert flat.unique().tolist() == [
+        round((image.double() @ torch.tensor([0.299, 0.587, 0.114]).double()).mean().item())
+    ]
+
+
+def test_factors_and_hues_are_uniform_and_independent():
+    """Read off images of two greys, and of one colour."""
+    sample, views = torch.arange(3000), Views(jitter=0.2)
+    greys = torch.tensor([60, 180], dtype=torch.uint8)[None, :, None, None].expand(3000, 2, 1, 3)
+    dark, bright = views(greys, sample, 0)[0][..., 0].flatten(1).double().unbind(1)
+    brightness, contrast = (dark + bright) / 240, (bright - dark) * 2 / (bright + dark)
+    colour = torch.tensor([170, 100, 100], dtype=torch.uint8).expand(3000, 1, 1, 3)
+    red, green, blue = views(colour, sample, 0)[0].flatten(1).double().unbind(1)
+    hue = torch.atan2((green - blue) * 3**0.5, 2 * red - green - blue) / (2 * math.pi)
+    for values, middle in ((brightness, 1), (contrast, 1), (hue, 0)):
+        assert kstest(values.numpy(), uniform(middle - 0.2, 0.4).cdf).pvalue > 0.001
+    together = np.corrcoef([brightness, contrast, hue]) - np.eye(3)
+    assert np.abs(together).max() < 5 / 3000**0.5
+
+
+def test_greys_stay_greys_and_images_of_one_channel_have_brightness_and_contrast_alone():
+    images, sample = pictures(50, 6, 6, 1), torch.arange(50)
+    views = Views(jitter=0.4)
+    one, three = (views(x, sample, 3)[0] for x in (images, images.expand(-1, -1, -1, 3)))
+    assert torch.equal(three, three[..., :1].expand_as(three))
+    alike(one, three[..., :1].numpy().astype(float), 1)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_colours_of_other_numbers_of_channels_are_refused(channels):
+    images = pictures(2, 4, 4, channels)
+    with pytest.raises(KDStudyError) as caught:
+        Views(jitter=0.1)(images, torch.arange(2), 0)
+    assert str(caught.value) == f"views: jitter = 0.1: images of {channels} channels: must have 1 or 3"
+    Views(crop=1, rotation=10, noise=0.5)(images, torch.arange(2), 0)
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1), (4, 4, 3)], ids=str)  # 25 and 48 bytes
+def test_noise_is_the_hash_in_python_integers_whatever_the_image(shape):
+    sample = torch.tensor([0, 7, 49_999])
+    seen, _ = Views(noise=1.0, seed=5)(pictures(3, *shape), sample, 2)
+    for image, each in zip(seen, sample.tolist(), strict=True):
+        drawn = below(2**31, 5, 2, each, 19)
+        words = [scramble(scramble(i) ^ drawn).to_bytes(4, "little") for i in range(12)]
+        assert image.numpy().tobytes() == b"".join(words)[: math.prod(shape)]
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.75])
+def test_noise_replaces_its_share_and_keeps_the_labels(noise):
+    data = coloured(Views(noise=noise), n=2000, shape=(6, 6, 3))
+    rows = torch.arange(2000)
+    seen, _ = data.views(data.train.images, data.train.index, 4)
+    differs = (seen != data.train.images).double().mean((1, 2, 3))
+    assert ((differs == 0) | (differs > 0.8)).all()
+    assert abs((differs > 0).double().mean() - noise) < 4 * (noise * (1 - noise) / 2000) ** 0.5
+    assert torch.equal(data.target(rows, 4), data.one_hot[data.train.labels])
+
+
+def test_noise_is_uniform_over_pixels_samples_and_epochs():
+    images = torch.zeros(500, 8, 8, 3, dtype=torch.uint8)
+    over = [Views(noise=1)(images, torch.arange(500), epoch)[0].flatten(1) for epoch in range(2)]
+    seen = torch.stack(over).double()  # (2, samples, pixels)
+    assert chisquare(torch.bincount(seen.long().flatten(), minlength=256).numpy()).pvalue > 1e-4
+    for lag, dim in ((1, 0), (1, 1), (1, 2), (3, 2), (4, 2)):
+        together = np.corrcoef(seen.flatten(), seen.roll(lag, dim).flatten())[0, 1]
+        assert abs(together) < 5 / seen[0].numel() ** 0.5
+
+
+def test_changes_come_in_their_order_and_each_draws_numbers_of_its_own():
+    images, sample = pictures(60, 9, 7, 3), torch.arange(60) * 5
+    expected = images
+    for name in ("crop", "flip", "vertical_flip", "rotation", "jitter", "noise"):
+        expected, _ = Views(seed=STRONG.seed, **{name: getattr(STRONG, name)})(expected, sample, 3)
+    seen, _ = STRONG(images, sample, 3)
+    assert torch.equal(seen, expected)
+    seen, hole = replace(STRONG, cutout=3, mixup=0.4)(images, sample, 3)
+    assert torch.equal(seen, expected)
+    assert all(torch.equal(*sides) for sides in zip(hole, Views(cutout=3, seed=2)(images, sample, 3)[1], strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_not_a_bit_of_a_view_depends_on_order_batch_or_other_samples(channels):
+    images, sample = pictures(60, 8, 11, channels), torch.arange(60) * 7
+    whole, _ = STRONG(images, sample, 4)
+    for rows in torch.randperm(60, generator=torch.Generator().manual_seed(1)).split(7):
+        assert torch.equal(STRONG(images[rows], sample[rows], 4)[0], whole[rows])
+        assert torch.equal(STRONG(images[rows[:1]], sample[rows[:1]], 4)[0], whole[rows[:1]])
+    for other in (STRONG(images, sample, 5), replace(STRONG, seed=3)(images, sample, 4), STRONG(images, sample + 1, 4)):
+        assert (other[0] != whole).flatten(1).any(1).all()
+
+
+def test_new_fields_come_last_and_make_names_of_files():
+    assert list(vars(Views()))[:6] == ["crop", "flip", "cutout", "mixup", "seed", "cutmix"]
+    assert _words(Views(crop=2, mixup=0.4)) == "crop2_mixup0.4"
+    assert re.fullmatch(r"[\w.-]+", _words(replace(STRONG, noise=1e-9)))
+
+
 # What results in stores rest on
 
 
@@ -302,7 +527,8 @@ class Recorded(TorchDispatchMode):
 
 
 def test_no_view_waits_for_the_device():
-    data = coloured(Views(crop=2, flip=True, cutout=3, mixup=0.5, cutmix=0.5))
+    data = coloured(replace(STRONG, cutout=3, mixup=0.5, cutmix=0.5))
+    data.view(torch.arange(9), 0)  # what is made once is made here
     with Recorded() as recorded:
         data.view(torch.arange(9), 0)
         data.target(torch.arange(9), 0)
@@ -352,7 +578,20 @@ def test_streams_epochs_seeds_and_neighbours_are_uncorrelated():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"crop": -1}, {"cutout": 1.5}, {"seed": -1}, {"flip": 1}, {"crop": True}, {"mixup": -0.1}]
+    "wrong",
+    [
+        {"crop": -1},
+        {"cutout": 1.5},
+        {"seed": -1},
+        {"flip": 1},
+        {"crop": True},
+        {"mixup": -0.1},
+        {"rotation": -1},
+        {"rotation": "20"},
+        {"vertical_flip": 0.5},
+        {"jitter": -0.1},
+        {"noise": math.nan},
+    ],
 )
 def test_values_out_of_range_are_refused(wrong):
     (name,) = wrong
@@ -365,3 +604,13 @@ def test_a_strength_of_cutmix_out_of_its_range_is_refused_with_the_range(value):
     with pytest.raises(KDStudyError) as caught:
         Views(cutmix=value)
     assert str(caught.value) == f"views: cutmix = {value!r}: must be a number between 0 and 100"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"), [("rotation", 181, "180"), ("jitter", 0.6, "0.5"), ("noise", 2, "1")]
+)
+def test_more_than_can_be_meant_is_refused_with_the_range(name, value, most):
+    Views(**{name: float(most)})
+    with pytest.raises(KDStudyError) as caught:
+        Views(**{name: value})
+    assert str(caught.value) == f"views: {name} = {value}: must be a number between 0 and {most}"

@@ -15,16 +15,19 @@ import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
-from torch.nn import functional
 
+from kdstudy.data import pixels
 from kdstudy.errors import KDStudyError, check_number, named_only, shown
 
 _MASK = 0xFFFFFFFF
 _QUANTILES = 4096
+_CERTAIN = 2**30  # what a probability of 1 is counted as
 _FARTHEST = 2**16  # pixels: beyond any image, and numbers below stay far within 64 bits
 
 # One stream of random numbers each. A number that is in use stays what it is: results in stores rest on it.
 _TOP, _LEFT, _FLIP, _HOLE_Y, _HOLE_X, _PARTNER, _SHARE, _CUT_PARTNER, _CUT_SHARE, _CUT_Y, _CUT_X, _CUTS = range(12)
+_VERTICAL, _TURN, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _NOISY, _NOISE = range(12, 20)
+_JITTER = (_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE)
 
 Bits = TypeVar("Bits", int, Tensor)
 
@@ -90,6 +93,35 @@ def _beta_quantiles(a: float, device: torch.device) -> Tensor:
     return torch.from_numpy(special.betaincinv(a, a, middle)).float().to(device)
 
 
+@functools.lru_cache(maxsize=8)
+def _factors(most: float, device: torch.device) -> Tensor:
+    """Return evenly spaced quantiles of a factor uniform in 1 ± most, times `pixels.ONE`, int64."""
+    return _whole(1 + _spread(most), device)
+
+
+@functools.lru_cache(maxsize=8)
+def _turns(most: float, device: torch.device) -> Tensor:
+    """Return cosines and sines of angles spaced evenly in ± most degrees, times `pixels.ONE`, int64 (2, angles)."""
+    angles = np.radians(_spread(most))
+    return _whole(np.stack([np.cos(angles), np.sin(angles)]), device)
+
+
+def _spread(most: float) -> np.ndarray:
+    return most * ((2 * np.arange(_QUANTILES) + 1) / _QUANTILES - 1)
+
+
+def _whole(fractions: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.rint(fractions * pixels.ONE).astype(np.int64)).to(device)
+
+
+def _noise(images: Tensor, bits: Tensor) -> Tensor:
+    """Return uniform noise of the images' shape, from 31 random bits for each of them (B,), int64."""
+    size = images.shape[1:].numel()
+    word = torch.arange((size + 3) // 4, device=images.device)  # of four bytes
+    words = _scramble(_scramble(word) ^ bits[:, None])  # (B, words), in 8 bytes each
+    return words.view(torch.uint8).view(len(bits), -1, 8)[..., :4].flatten(1)[:, :size].view(images.shape)
+
+
 class Rectangle(NamedTuple):
     """A rectangle in each of some images, cut off where the image ends.
 
@@ -152,9 +184,10 @@ class Partner(NamedTuple):
 class Views:
     """Which random changes a training image undergoes in each epoch.
 
-    Cutout comes before mixing: a view's hole is mixed like the rest of it. With both mixup and cutmix, a fair
-    choice between the two is drawn for each sample (by default timm tosses that coin once a batch); cutmix has no
-    probability of its own, since work on distillation takes 1.
+    They come in this order: crop, flip, vertical flip, rotation, jitter, noise, cutout, mixing; so a view's hole is
+    mixed like the rest of it. With both mixup and cutmix, a fair choice between the two is drawn for each sample (by
+    default timm tosses that coin once a batch); cutmix has no probability of its own, since work on distillation
+    takes 1.
 
     Attributes:
         crop: padding in pixels (black) around an image before a window of its own size is cut out;
@@ -169,9 +202,23 @@ class Views:
         cutmix: a of CutMix (Yun et al. 2019): a rectangle of a view, √(1 − λ) of each side to the nearest
             pixel, centred anywhere on it and cut off at its border, is replaced by that part of a partner's
             view, λ ~ Beta(a, a); the labels' shares are those of the pixels; 0 replaces none.
+        rotation: degrees in [0, 180]: a view is turned about its centre by an angle uniform in ± rotation,
+            interpolated bilinearly, black where it comes from outside; 0 turns none.
+        vertical_flip: whether an image is mirrored top to bottom with probability 1/2.
+        jitter: strength j of colour jitter, in [0, 0.5]: brightness, contrast (about the view's mean grey) and
+            saturation are multiplied by factors uniform in 1 ± j, and the hue is turned about the grey axis by an
+            angle uniform in ± j of the circle, in this order, cut off at 0 and 255 once at the end; images of one
+            channel have brightness and contrast only; 0 changes none.
+        noise: probability in [0, 1] that a view is replaced by uniform noise altogether. It keeps its label, so
+            noise is for distillation, where the teacher says what it sees.
 
     Raises:
         KDStudyError: if a value is out of its range.
+
+    Source:
+        Rotation, vertical flip, jitter and noise are distillation data of Stanton et al. 2021 (arXiv:2106.05945):
+        rotation=20, jitter=0.2 (torchvision's ColorJitter, which they use, draws the order, cuts off after each
+        change and turns the hue in HSV), noise=0.2 (their p, by our reading).
     """
 
     crop: int = 0
@@ -180,14 +227,19 @@ class Views:
     mixup: float = 0.0
     seed: int = 0
     cutmix: float = 0.0
+    rotation: float = 0.0
+    vertical_flip: bool = False
+    jitter: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name, most in (("crop", _FARTHEST), ("cutout", _FARTHEST), ("seed", 2**31)):
             check_number(f"views: {name}", getattr(self, name), low=0, high=most, whole=True)
-        for name in ("mixup", "cutmix"):
-            check_number(f"views: {name}", getattr(self, name), low=0, high=100)
-        if not isinstance(self.flip, bool):
-            raise KDStudyError(f"views: flip = {shown(self.flip)}: must be True or False")
+        for name, end in (("mixup", 100), ("cutmix", 100), ("rotation", 180), ("jitter", 0.5), ("noise", 1)):
+            check_number(f"views: {name}", getattr(self, name), low=0, high=end)
+        for name in ("flip", "vertical_flip"):
+            if not isinstance(getattr(self, name), bool):
+                raise KDStudyError(f"views: {name} = {shown(getattr(self, name))}: must be True or False")
 
     @property
     def mixes(self) -> bool:
@@ -204,20 +256,57 @@ class Views:
 
         Returns:
             The views, uint8 (B, H, W, C), and the square that cutout removes; None without cutout.
+
+        Raises:
+            KDStudyError: if there is jitter and the images have neither 1 nor 3 channels.
         """
-        _, h, w, _ = images.shape
-        reach = 2 * self.crop + 1
-        limits = {_TOP: reach, _LEFT: reach} if self.crop else {}
-        limits |= {_FLIP: 2} if self.flip else {}
-        limits |= {_HOLE_Y: h, _HOLE_X: w} if self.cutout else {}
+        h, w = images.shape[1:3]
+        limits = self._limits(h, w)
         drawn = _random_below_each(limits, self.seed, epoch, sample) if limits else {}
-        if self.crop:
-            images = _window(images, self.crop, drawn[_TOP], drawn[_LEFT])
-        if self.flip:
-            images = _mirror(images, drawn[_FLIP])
+        images = self._recoloured(self._moved(images, drawn), drawn)
+        if self.noise:
+            noisy = (drawn[_NOISY] < round(self.noise * _CERTAIN))[:, None, None, None]
+            images = torch.where(noisy, _noise(images, drawn[_NOISE]), images)
         if not self.cutout:
             return images, None
         return images, _rectangle((h, w), (drawn[_HOLE_Y], drawn[_HOLE_X]), (self.cutout, self.cutout))
+
+    def _limits(self, h: int, w: int) -> dict[int, int]:
+        """Return which numbers a view needs, and below what each is."""
+        reach = 2 * self.crop + 1
+        needed = (
+            (self.crop, {_TOP: reach, _LEFT: reach}),
+            (self.flip, {_FLIP: 2}),
+            (self.cutout, {_HOLE_Y: h, _HOLE_X: w}),
+            (self.vertical_flip, {_VERTICAL: 2}),
+            (self.rotation, {_TURN: _QUANTILES}),
+            (self.jitter, dict.fromkeys(_JITTER, _QUANTILES)),
+            (self.noise, {_NOISY: _CERTAIN, _NOISE: 2**31}),
+        )
+        return {stream: limit for on, limits in needed if on for stream, limit in limits.items()}
+
+    def _moved(self, images: Tensor, drawn: Mapping[int, Tensor]) -> Tensor:
+        """Return the images after crop, flips and rotation."""
+        if self.crop:
+            images = pixels.window(images, self.crop, drawn[_TOP], drawn[_LEFT])
+        if self.flip:
+            images = pixels.mirror(images, drawn[_FLIP])
+        if self.vertical_flip:
+            images = pixels.mirror(images, drawn[_VERTICAL], axis=1)
+        if self.rotation:
+            images = pixels.turn(images, *_turns(self.rotation, images.device)[:, drawn[_TURN]])
+        return images
+
+    def _recoloured(self, images: Tensor, drawn: Mapping[int, Tensor]) -> Tensor:
+        """Return the images after jitter."""
+        if not self.jitter:
+            return images
+        if images.shape[3] not in (1, 3):
+            channels = f"images of {images.shape[3]} channels"
+            raise KDStudyError(f"views: jitter = {self.jitter:g}: {channels}: must have 1 or 3")
+        level = torch.stack([drawn[stream] for stream in _JITTER])  # (4, B)
+        factors, turns = _factors(self.jitter, images.device), _turns(360 * self.jitter, images.device)
+        return pixels.recolour(images, factors[level[:3]], turns[:, level[3]])
 
     def partner(self, sample: Tensor, epoch: int, n: int, shape: tuple[int, int]) -> Partner:
         """Return with which of n training images, and how, some samples are mixed in an epoch.
@@ -253,23 +342,3 @@ class Views:
         side = (1 - _beta_quantiles(self.cutmix, sample.device)[drawn[_CUT_SHARE]]).sqrt()
         down, across = ((side * length).round().long() for length in shape)
         return drawn[_CUT_PARTNER], _rectangle(shape, (drawn[_CUT_Y], drawn[_CUT_X]), (down, across))
-
-
-def _window(images: Tensor, crop: int, top: Tensor, left: Tensor) -> Tensor:
-    """Cut an image's window out of it and a black border, `top` and `left` in [0, 2 crop].  -> (B, H, W, C)"""
-    b, h, w, c = images.shape
-    y, x = min(crop, h), min(crop, w)  # farther out everything is black
-    padded = functional.pad(images, (0, 0, x, x, y, y))
-    tall, wide = padded.shape[1:3]
-    top = (top - (crop - y)).clamp(0, 2 * y) + torch.arange(b, device=images.device) * tall
-    left = (left - (crop - x)).clamp(0, 2 * x)
-    first = (top[:, None] + torch.arange(h, device=images.device)) * wide + left[:, None]  # pixel of each line (B, H)
-    lines = padded.flatten().unfold(0, w * c, c)  # that begin at each pixel, without a copy
-    return lines.index_select(0, first.flatten()).view(b, h, w, c)
-
-
-def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror images left to right where `mirrored` (B,) is 1, not where it is 0.  -> (B, H, W, C)"""
-    b = len(images)
-    at = mirrored * b + torch.arange(b, device=images.device)
-    return torch.cat([images, images.flip(2)]).index_select(0, at)
