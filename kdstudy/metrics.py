@@ -30,6 +30,13 @@ def _paired(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return student.detach().cpu().double(), teacher.detach().cpu().double()
 
 
+def _confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how sure each top prediction is, and 1 or 0, as it is right or wrong, minus that."""
+    logits, labels = _labelled(logits, labels)
+    confidence, top = logits.softmax(1).max(1)  # (N,), (N,)
+    return confidence, (top == labels).double() - confidence
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share of samples whose largest logit is the label's.
 
@@ -98,12 +105,44 @@ def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
         Guo et al. 2017.
     """
     check_number("bins", bins, low=1, whole=True)
-    logits, labels = _labelled(logits, labels)
-    confidence, top = logits.softmax(1).max(1)  # (N,), (N,)
+    confidence, gap = _confidence(logits, labels)
     edges = torch.arange(1, bins, dtype=torch.double) / bins  # (M - 1,)
-    gap = (top == labels).double() - confidence  # (N,)
     sums = torch.zeros(bins, dtype=torch.double).index_add_(0, torch.bucketize(confidence, edges), gap)  # (M,)
-    return (sums.abs().sum() / len(labels)).item()
+    return (sums.abs().sum() / len(gap)).item()
+
+
+def adaptive_ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error of the top prediction, with as many samples in each bin.
+
+    sum_m |B_m|/N |accuracy(B_m) - confidence(B_m)|, where the samples, sorted by their confidence max_c p(c), are cut
+    into M bins whose sizes differ by at most one, the larger ones first.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), integers in [0, C).
+        bins: M, at least 1; with N or more of them, each sample is compared with itself.
+
+    Returns:
+        A fraction in [0, 1]. Where samples are equally confident, each counts as right as they are on average, so that
+        it does not matter which of them an edge between two bins parts.
+
+    Raises:
+        KDStudyError: if shapes, labels or bins do not fit, or there are no samples.
+
+    Example:
+        >>> adaptive_ece(torch.tensor([[0.0, 0.0], [0.0, 0.0], [99.0, 0.0]]), torch.tensor([0, 1, 0]), bins=3)
+        0.0
+
+    Source:
+        Bins of equal mass: Nguyen & O'Connor 2015; in networks, Nixon et al. 2019, whose adaptive calibration error
+        (ACE) also averages over all classes, where this is of the predicted one, as in `ece`.
+    """
+    check_number("bins", bins, low=1, whole=True)
+    confidence, gap = _confidence(logits, labels)
+    _, tie, size = confidence.unique(return_inverse=True, return_counts=True)  # in ascending order
+    mean = torch.zeros(len(size), dtype=torch.double).index_add_(0, tie, gap) / size  # of each confidence
+    spread = mean.repeat_interleave(size)  # (N,)
+    return (sum(part.sum().abs() for part in spread.tensor_split(bins)) / len(gap)).item()
 
 
 def calibration_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+import sklearn.calibration
 import sklearn.metrics
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from kdstudy import metrics
 from kdstudy.errors import KDStudyError
 
 LABELLED = [metrics.accuracy, metrics.nll, metrics.ece, metrics.brier, metrics.calibration_temperature]
-LABELLED += [metrics.balanced_accuracy]
+LABELLED += [metrics.balanced_accuracy, metrics.adaptive_ece]
 PAIRED = [metrics.agreement, metrics.kl]
 
 
@@ -42,6 +43,22 @@ def slow_ece(logits: Tensor, labels: Tensor, bins: int) -> float:
             right = np.mean([p[i].argmax() == labels[i].item() for i in inside])
             total += len(inside) / len(p) * abs(right - np.mean([p[i].max() for i in inside]))
     return total
+
+
+def slow_adaptive_ece(logits: Tensor, labels: Tensor, bins: int) -> float:
+    """Bin by bin, each sample as right as those of its confidence are on average."""
+    p = scipy.special.softmax(logits.double().numpy(), axis=1)
+    confidence, right = p.max(1), p.argmax(1) == labels.numpy()
+    expected = {c: np.mean(right[confidence == c]) for c in set(confidence)}
+    ranked = sorted(confidence)
+    total, start = 0.0, 0
+    for m in range(bins):
+        size = len(p) // bins + (m < len(p) % bins)
+        part = ranked[start : start + size]
+        start += size
+        total += abs(sum(expected[c] - c for c in part))
+    assert start == len(p)
+    return total / len(p)
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 2.5])
@@ -83,6 +100,47 @@ def test_against_scikit_learn_and_scipy(seed):
     assert metrics.brier(zs, labels) == pytest.approx(np.mean(np.sum((p - np.eye(7)[y]) ** 2, axis=1)))
     assert metrics.agreement(zs, zt) == pytest.approx(np.mean(p.argmax(1) == q.argmax(1)))
     assert metrics.kl(zs, zt) == pytest.approx(scipy.stats.entropy(q, p, axis=1).mean())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_to_loops_over_samples_and_classes(seed: int) -> None:
+    zs, zt, labels = sample(n=40, classes=5, seed=seed)
+    same = nats = surprise = 0.0
+    for ours, theirs, label in zip(zs.tolist(), zt.tolist(), labels.tolist(), strict=True):
+        p, q = ([math.exp(z) / math.fsum(map(math.exp, row)) for z in row] for row in (ours, theirs))
+        same += ours.index(max(ours)) == theirs.index(max(theirs))
+        nats += math.fsum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
+        surprise -= math.log(p[label])
+    assert metrics.agreement(zs, zt) == pytest.approx(same / 40)
+    assert metrics.kl(zs, zt) == pytest.approx(nats / 40)
+    assert metrics.nll(zs, labels) == pytest.approx(surprise / 40)
+
+
+def test_equal_to_torchs_distributions() -> None:
+    zs, zt, labels = sample(seed=5)
+    ours, theirs = (torch.distributions.Categorical(logits=z) for z in (zs, zt))
+    assert metrics.kl(zs, zt) == pytest.approx(torch.distributions.kl_divergence(theirs, ours).mean().item())
+    assert metrics.nll(zs, labels) == pytest.approx(-ours.log_prob(labels).mean().item())
+
+
+def test_what_changes_no_prediction_changes_nothing_and_what_sharpens_it_the_kl_alone() -> None:
+    zs, zt, labels = sample()
+    shift, scale = torch.randn(2, 500, 1, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    assert metrics.kl(zs + shift, zt - shift) == pytest.approx(metrics.kl(zs, zt))
+    assert metrics.nll(zs + shift, labels) == pytest.approx(metrics.nll(zs, labels))
+    assert metrics.agreement(zs * scale.exp() + shift, zt) == metrics.agreement(zs, zt) == metrics.agreement(zt, zs)
+    assert metrics.kl(zs, zt) != pytest.approx(metrics.kl(zt, zs), rel=1e-3)
+    assert metrics.kl(zs * scale.exp(), zt) != pytest.approx(metrics.kl(zs, zt), rel=1e-3)
+    assert metrics.agreement(zs, zt) == pytest.approx(1 / 7, abs=0.06)  # as often as by chance
+    assert metrics.agreement(zs, zs) == 1
+
+
+def test_agreement_is_scikit_learns_accuracy_of_one_by_the_other() -> None:
+    zs, zt, _ = sample(classes=3)
+    zs = zs + zt
+    found = sklearn.metrics.accuracy_score(zt.argmax(1).numpy(), zs.argmax(1).numpy())
+    assert metrics.agreement(zs, zt) == pytest.approx(found)
+    assert 0.5 < found < 0.9
 
 
 def test_brier_of_two_classes_is_twice_scikit_learns():
@@ -129,10 +187,64 @@ def test_within_classes_labels_that_do_not_fit_are_refused(labels: Tensor) -> No
 
 
 @pytest.mark.parametrize("bins", [1, 2, 10, 15, 100])
-@pytest.mark.parametrize("scale", [0.1, 2.0, 30.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 2.0, 30.0])
 def test_ece_equals_slow_reference(bins, scale):
     zs, _, labels = sample(scale=scale)
     assert metrics.ece(zs, labels, bins) == pytest.approx(slow_ece(zs, labels, bins), abs=1e-12)
+
+
+@pytest.mark.parametrize("bins", [3, 10, 15])
+def test_ece_is_the_gap_of_scikit_learns_calibration_curve(bins: int) -> None:
+    zs, _, labels = sample(scale=1.0)
+    confidence, top = zs.softmax(1).max(1)
+    right = (top == labels).numpy()
+    share, sure = sklearn.calibration.calibration_curve(right, confidence.numpy(), n_bins=bins)
+    counts = np.histogram(confidence.numpy(), bins, (0, 1))[0]
+    expected = counts[counts > 0] @ abs(share - sure) / len(labels)
+    assert metrics.ece(zs, labels, bins) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bins", [4, 10, 20])
+def test_adaptive_ece_is_the_gap_of_scikit_learns_calibration_curve_over_quantiles(bins: int) -> None:
+    zs, _, labels = sample(scale=1.0)  # 500, which are bins of one size, too sure in some and not sure enough in others
+    confidence, top = zs.softmax(1).max(1)
+    right = (top == labels).numpy()
+    share, sure = sklearn.calibration.calibration_curve(right, confidence.numpy(), n_bins=bins, strategy="quantile")
+    found = metrics.adaptive_ece(zs, labels, bins)
+    assert found == pytest.approx(abs(share - sure).mean())
+    assert found != pytest.approx(metrics.ece(zs, labels, bins), abs=1e-3)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 7, 15, 100, 600])
+@pytest.mark.parametrize("levels", [None, 1, 3])
+def test_adaptive_ece_equals_slow_reference(bins: int, levels: int | None) -> None:
+    """With levels, logits are whole numbers up to that, so that many samples are equally confident."""
+    zs, _, labels = sample(classes=2)
+    zs = zs if levels is None else zs.round().clamp(0, levels)
+    assert metrics.adaptive_ece(zs, labels, bins) == pytest.approx(slow_adaptive_ece(zs, labels, bins), abs=1e-12)
+
+
+def test_adaptive_ece_of_ties_does_not_depend_on_which_sample_comes_first() -> None:
+    zs, labels = torch.zeros(6, 2), torch.tensor([0, 0, 0, 1, 1, 1])
+    assert metrics.adaptive_ece(zs, labels, bins=2) == 0  # in this order cut in two it would be 1/2
+    zs = torch.cat([zs, torch.tensor([[3.0, 0.0]] * 4)])
+    labels = torch.cat([labels, torch.tensor([0, 0, 1, 1])])
+    for seed in range(5):
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
+        found = metrics.adaptive_ece(zs[order], labels[order], bins=3)
+        assert found == pytest.approx(0.4 * (1 / (1 + math.exp(-3)) - 0.5))
+
+
+def test_adaptive_ece_by_hand_and_its_extremes() -> None:
+    zs = probable([0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.7, 0.3], [0.55, 0.45])
+    labels = torch.tensor([0, 1, 0, 0, 1])
+    # the less sure three, 0.55, 0.6 and 0.7, are right once; 0.8 and 0.9 are right
+    assert metrics.adaptive_ece(zs, labels, bins=2) == pytest.approx((abs(1 - 1.85) + abs(2 - 1.7)) / 5)
+    alone = [abs(0.9 - 1), 0.6, abs(0.8 - 1), abs(0.7 - 1), 0.55]
+    assert metrics.adaptive_ece(zs, labels, bins=5) == pytest.approx(sum(alone) / 5)
+    assert metrics.adaptive_ece(zs, labels, bins=99) == pytest.approx(sum(alone) / 5)
+    assert metrics.adaptive_ece(zs, labels, bins=1) == pytest.approx(metrics.ece(zs, labels, bins=1))
+    assert metrics.adaptive_ece(zs, labels) == metrics.adaptive_ece(zs, labels, bins=15)
 
 
 def test_ece_takes_fifteen_bins():
@@ -168,12 +280,18 @@ def test_full_confidence_falls_into_the_last_bin():
 
 def test_nll_picks_each_samples_own_label():
     """gnosis (eval_epoch.py:41) averages each log p over all samples' labels, a B x B matrix."""
+
+    def gnosis(logits: Tensor, labels: Tensor) -> float:
+        return -logits.log_softmax(1)[..., labels].mean().item()
+
     zs, _, labels = sample(n=8)
-    log_p = zs.log_softmax(1)
-    own = -sum(log_p[i, y].item() for i, y in enumerate(labels)) / 8
-    gnosis = -log_p[..., labels].mean().item()
+    own = -sum(zs.log_softmax(1)[i, y].item() for i, y in enumerate(labels)) / 8
     assert metrics.nll(zs, labels) == pytest.approx(own)
-    assert abs(gnosis - own) > 0.1
+    assert abs(gnosis(zs, labels) - own) > 0.1
+    changed = labels.roll(1)  # the labels of others: as good as one's own to gnosis, and worse in truth
+    assert gnosis(zs, changed) == pytest.approx(gnosis(zs, labels))
+    assert metrics.nll(zs, changed) > own + 0.1
+    assert metrics.nll(zs[:1], labels[:1]) == pytest.approx(gnosis(zs[:1], labels[:1]))  # equal for one sample alone
 
 
 def test_by_hand():
@@ -249,6 +367,8 @@ def test_pairs_that_do_not_fit_are_refused(metric):
 def test_impossible_numbers_of_bins_are_refused(bins):
     with pytest.raises(KDStudyError, match="bins"):
         metrics.ece(torch.zeros(4, 3), torch.zeros(4).long(), bins)
+    with pytest.raises(KDStudyError, match="bins"):
+        metrics.adaptive_ece(torch.zeros(4, 3), torch.zeros(4).long(), bins)
 
 
 # CKA
