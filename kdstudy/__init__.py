@@ -5,6 +5,8 @@ store is read, what is missing is trained.
 """
 
 from kdstudy import (
+    adversarial,
+    between,
     claims,
     compress,
     costs,
@@ -66,6 +68,8 @@ __all__ = [
     "Tapped",
     "Verdicts",
     "Views",
+    "adversarial",
+    "between",
     "claims",
     "compress",
     "conclude",

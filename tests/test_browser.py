@@ -60,8 +60,9 @@ wrong = [noisy, noisy.but(method="kd", teachers=(noisy.but(seed=9),))]
 slim = Net("resnet8", width=8)
 cells = {(): runs[:3], ("kd",): runs[3:]}
 cells |= {(*of, "slim"): [run.but(net=slim) for run in members] for of, members in cells.items()}
+clone = alone.but(method="kd", teachers=(alone.but(seed=9),))
 combinations = pd.DataFrame({"name": list("abcd"), "test_accuracy": [0.5, 0.7, 0.6, 0.8], "kib": [20, 40, 50, 90]})
-more = [plain, plain.but(method="kd", teachers=(teacher,)), *wrong, *(run for each in cells.values() for run in each)]
+more = [plain, plain.but(method="kd", teachers=(teacher,)), *wrong, *(run for each in cells.values() for run in each), clone]
 len(study([*runs, *more]))
 """
 EACH = {
@@ -75,6 +76,8 @@ EACH = {
     "wrong_labels": "widgets.wrong_labels(wrong)",
     "combine": "widgets.combine(cells)",
     "along_front": "widgets.along_front(combinations, {'kib': 'file size (KiB)'})",
+    "between": "widgets.between(clone, steps=5)",
+    "disagreements": "widgets.disagreements([taught, clone])",
     "compare": "widgets.compare(runs)",
     "live": "widgets.Live(runs)",
 }

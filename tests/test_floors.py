@@ -23,14 +23,14 @@ FLOORS = """
         metrics memorisation ensembles schedules
         nets.staged nets.resnet nets.wrn nets.preact nets.vgg nets.mobile
         nets.tapped nets.colour nets.foreign nets.weights nets
-        data.views data.stored data.dataset data.digits data.glyphs
+        data.pixels data.views data.stored data.dataset data.digits data.glyphs
         data.noise data.imbalance data.decode data.cache data.folder data.vision data.value data
-    | method | compress.transform compress.pruning compress.int8 compress pairs peers
+    | method | adversarial compress.transform compress.pruning compress.int8 compress pairs peers
     | methods.* methods
     | replay recipe epoch train
     | networks specs stored recordings checkpoint finish fitting store listing upkeep bundle
         runs engines progress account study costs
-    | pages effects claims factorial landscape representations published pictures plots maps front
+    | pages effects claims factorial landscape between representations published pictures plots maps front
         exercises.exercise exercises.primer exercises notebooks grid saving executing report collected
         bench.timing bench.textbook bench.torchdistill bench.steps
         bench.setting bench.growing bench.agreeing bench.studying bench.starting bench.whole bench.kept
@@ -40,6 +40,7 @@ FLOORS = """
         widgets.matrix widgets.gap widgets.curves widgets.points widgets.pair widgets.twins
         widgets.suspects widgets.wrong widgets.within widgets.severities widgets.terms widgets.comparison
         widgets.fields widgets.sums widgets.combine widgets.along
+        widgets.disagreement widgets.between
         widgets
     | __init__ running cli __main__
 """

@@ -16,13 +16,14 @@ from kdstudy.nets import foreign, mobile, preact, resnet, vgg, wrn  # noqa: F401
 from kdstudy.nets.colour import renormalised
 from kdstudy.nets.staged import NETWORKS, Staged
 from kdstudy.nets.tapped import Tapped
-from kdstudy.nets.weights import load_weights, read_weights
+from kdstudy.nets.weights import blended, load_weights, read_weights
 
 __all__ = [
     "NETWORKS",
     "Network",
     "Staged",
     "Tapped",
+    "blended",
     "create",
     "flops",
     "load_weights",

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdstudy.errors import KDStudyError
+from kdstudy.errors import KDStudyError, check_number
 from kdstudy.nets.tapped import Tapped
 
 WRAPPERS = ("model", "state_dict", "net")
@@ -187,6 +187,38 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], source: str = ""
         raise KDStudyError(_names(source, missing, left))
     _check_shapes(source, {theirs[n]: (tensors[theirs[n]], own[n]) for n in theirs})
     target.load_state_dict({**own, **{ours: tensors[name] for ours, name in theirs.items()}})
+
+
+def blended(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return the weights at a place on the straight line between those of two networks.
+
+    θ = (1 − λ) θ_start + λ θ_end
+
+    Args:
+        start: by name, as a network's `state_dict` returns them.
+        end: of the same names and shapes.
+        share: λ, in [0, 1].
+
+    Returns:
+        By name the weights, and the averages of batch norm, which are on the line too; of what is not floating-point,
+        such as its counts of batches, that of the end.
+
+    Raises:
+        KDStudyError: if the share is out of its range, or names or shapes differ, naming the first.
+
+    Example:
+        >>> blended({"weight": torch.tensor([0.0, 2.0])}, {"weight": torch.tensor([4.0, 2.0])}, 0.25)
+        {'weight': tensor([1., 2.])}
+    """
+    check_number("share", share, low=0, high=1)
+    for name in sorted(start.keys() | end.keys()):
+        shapes = [str(tuple(each[name].shape)) if name in each else "missing" for each in (start, end)]
+        if shapes[0] != shapes[1]:
+            raise KDStudyError(f"networks of two forms: {name} is {shapes[0]} in one and {shapes[1]} in the other")
+    return {
+        name: torch.lerp(start[name].to(value), value, share) if value.is_floating_point() else value.clone()
+        for name, value in end.items()
+    }
 
 
 def _renamed(name: str, family: str) -> str:

@@ -5,11 +5,13 @@ figures, tables and text where the notebook is executed headless.
 """
 
 from kdstudy.widgets.along import along_front
+from kdstudy.widgets.between import between
 from kdstudy.widgets.browser import images
 from kdstudy.widgets.combine import combine
 from kdstudy.widgets.comparison import compare
 from kdstudy.widgets.controls import Choice, Control, Several, Slider, Text
 from kdstudy.widgets.curves import curves
+from kdstudy.widgets.disagreement import disagreements
 from kdstudy.widgets.explorer import Explorer
 from kdstudy.widgets.gap import gap_map
 from kdstudy.widgets.kinds import kinds
@@ -31,9 +33,11 @@ __all__ = [
     "Slider",
     "Text",
     "along_front",
+    "between",
     "combine",
     "compare",
     "curves",
+    "disagreements",
     "gap_map",
     "images",
     "kinds",

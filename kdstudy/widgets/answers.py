@@ -210,12 +210,12 @@ def same_images(one: Run, other: Run, split: str) -> bool:
 
 def _seen(data: Data) -> Data:
     """Return data that differs from other data only if its images do."""
-    return data.but(views=None, stream=False, noise=None)
+    return data.but(views=None, stream=False, noise=None, unlabelled=None)
 
 
 def _tested(data: Data) -> Data:
     """Return data that differs from other data only if its test images do."""
-    return _seen(data).but(subset=None, validation=0.1, imbalance=None)
+    return _seen(data).but(subset=None, validation=0.1, imbalance=None, skip=0, bootstrap=None)
 
 
 class Kept:
