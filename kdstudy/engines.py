@@ -89,7 +89,7 @@ def side_by_side(runs: Sequence[Run]) -> int:
 
 def _choose(runs: Sequence[Run]) -> str:
     """Choose an engine: workers where there are cores for them and enough to do to be worth their start."""
-    work = sum(run.recipe.last_epoch * len(run.data.load().train) for run in runs)
+    work = sum(run.recipe.last_epoch * run.data.load().rows for run in runs)
     worthwhile = len(runs) > 1 and work > 50_000 and torch.get_num_threads() > 1
     on_cpu = default_device().type == "cpu"
     return "workers" if worthwhile and on_cpu and all(run.shipped for run in runs) else "here"

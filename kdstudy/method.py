@@ -68,7 +68,7 @@ class Step:
 
     Attributes:
         x: the views (B, C, H, W), normalised.
-        y: the labels (B,), int64.
+        y: the labels (B,), int64; −1 of images without one, which methods that read labels never see.
         target: what the labels say as probabilities (B, classes).
         index: the samples' rows in the training set (B,), int64.
         progress: how much of the schedule has passed, in [0, 1).
@@ -132,10 +132,13 @@ class Method(nn.Module):
             gradient is updated, so that networks can learn from each other in turn.
         untrained: the student's taps whose own parameters it does not train, such as a classifier that is replaced.
         paired: which of the student's taps learn from which of the teacher's, in words, once it is built.
+        reads_labels: whether it reads the labels, a step's `y` or `target`; what does not can learn from images that
+            have none.
     """
 
     needs: frozenset[str] = frozenset()
     phases: int = 1
+    reads_labels: bool = True
     untrained: frozenset[str] = frozenset()
     paired: str = ""
 
@@ -208,6 +211,7 @@ class Sum(Method):
         self.needs = frozenset[str]().union(*(part.needs for part in parts))
         self.untrained = frozenset.intersection(*(part.untrained for part in parts)) if parts else frozenset()
         self.paired = "; ".join(part.paired for part in parts if part.paired)
+        self.reads_labels = any(part.reads_labels for part in parts)
 
 
 class Scaled(Method):
@@ -248,6 +252,7 @@ class Scaled(Method):
         """Take over what the method says of itself."""
         of = self.method
         self.needs, self.phases, self.untrained, self.paired = of.needs, of.phases, of.untrained, of.paired
+        self.reads_labels = of.reads_labels and self.weight != 0
 
 
 class Hard(Method):
@@ -285,6 +290,7 @@ class Soft(Method):
     """
 
     needs = frozenset({"logits"})
+    reads_labels = False
 
     def __init__(self, temperature: float, teacher_temperature: float | None = None) -> None:
         super().__init__()
@@ -311,6 +317,8 @@ class Match(Method):
         adapter: makes, from the shapes of both taps without the batch, a module that the student's
             output passes through; None compares it as it is.
     """
+
+    reads_labels = False
 
     def __init__(
         self,
@@ -357,6 +365,8 @@ class Relate(Method):
     Raises:
         KDStudyError: when it is built, if there is no such tap.
     """
+
+    reads_labels = False
 
     def __init__(
         self, loss: Callable[[Tensor, Tensor], Tensor], tap: str | None = None, teacher_tap: str | None = None

@@ -181,6 +181,8 @@ class Paired(Method):
         KDStudyError: when it is built, if the taps cannot be paired or adapted.
     """
 
+    reads_labels = False
+
     def __init__(
         self,
         loss: Callable[[Tensor, Tensor], Tensor],

@@ -51,7 +51,7 @@ def estimate(runs: Iterable[Run]) -> dict[str, float]:
         torch.set_num_threads(1)
     for run in runs:
         data = run.data.load()
-        n, epochs = len(data.train), run.recipe.last_epoch
+        n, epochs = data.rows, run.recipe.last_epoch
         seconds[run.key] = _rate(run, data) * epochs * (n + len(data.validation) / 3)
         for teacher in run.teachers:
             if run.recipe.live or (teacher.key, epochs) not in recorded:

@@ -16,6 +16,7 @@ from kdstudy.replay import Precision, has_bfloat16
 from kdstudy.schedules import Schedule, schedule, steps
 
 _WORDS = {
+    "optimizer": ("sgd", "adam", "adamw"),
     "precision": ("auto", "float32", "bfloat16"),
     "teacher_sees": ("view", "image"),
     "compile": ("off", "default", "reduce-overhead", "max-autotune"),
@@ -25,20 +26,20 @@ _WORDS = {
 @named_only
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: stochastic gradient descent with momentum, and how long.
+    """How a network is trained: by which optimizer, and how long.
 
     The defaults are the protocol of the CIFAR-100 benchmark most KD papers compare on (RepDistiller).
 
     Attributes:
         epochs: the length of the schedule; 0 only evaluates a network that starts from trained weights.
         stop: the epoch after which training ends although its schedule is longer, which gives the raw
-            checkpoint of a long schedule; None trains to its end.
+            checkpoint of a long schedule, and with 0 the network as it was initialised; None trains to its end.
         batch: images a step; the images left over at an epoch's end, fewer than a batch, sit it out, unless
             they are all there are.
         learning_rate: the learning rate where the schedule is 1.
-        momentum: of the gradient, in [0, 1].
-        nesterov: whether the momentum is Nesterov's.
-        weight_decay: on all parameters.
+        momentum: of the gradient, in [0, 1]; with Adam its β₁, below 1. Adam's β₂ is 0.999.
+        nesterov: whether the momentum is Nesterov's; for "sgd" only.
+        weight_decay: on all parameters; with "adamw" decoupled from the gradient, else a part of it.
         schedule: progress to a factor of the learning rate.
         precision: "auto" computes in bfloat16 where the hardware does, else in float32.
         live: whether the teacher runs in every step, instead of being recorded once an epoch.
@@ -46,6 +47,7 @@ class Recipe:
             image without any, which gives it one fixed label for all epochs, as a file of soft labels would.
         compile: "off", or how torch.compile makes the student's passes: "default", "reduce-overhead" (CUDA
             graphs) or "max-autotune"; a minute or more at the start, and other last bits.
+        optimizer: "sgd", "adam" or "adamw"; Adam wants a learning rate some fifty times smaller.
 
     Raises:
         KDStudyError: if a value is out of its range.
@@ -68,6 +70,7 @@ class Recipe:
     live: bool = False
     teacher_sees: Literal["view", "image"] = "view"
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, low=0, whole=True)
@@ -78,22 +81,29 @@ class Recipe:
         for name in ("nesterov", "live"):
             if not isinstance(getattr(self, name), bool):
                 raise KDStudyError(f"{name} = {shown(getattr(self, name))}: must be True or False")
-        if self.nesterov and not self.momentum:
-            raise KDStudyError("nesterov = True: needs a momentum greater than 0")
         if self.stop is not None:
-            check_number("stop", self.stop, low=1, high=self.epochs, whole=True)
+            check_number("stop", self.stop, low=0, high=self.epochs, whole=True)
         if not isinstance(self.schedule, Schedule):
             raise KDStudyError(f"schedule = {shown(self.schedule)}: must be made by kdstudy.schedules")
         schedule(self.schedule.spec())
         for name, allowed in _WORDS.items():
             _check_word(name, getattr(self, name), allowed)
+        self._check_momentum()
         if self.live and self.teacher_sees == "image":
             raise KDStudyError("live = True: a teacher that sees images without views is asked once, not in each step")
+
+    def _check_momentum(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise KDStudyError("nesterov = True: needs a momentum greater than 0")
+        if self.nesterov and self.optimizer != "sgd":
+            raise KDStudyError(f"nesterov = True: is of optimizer 'sgd', not of {self.optimizer!r}")
+        if self.momentum == 1 and self.optimizer != "sgd":
+            raise KDStudyError(f"momentum = {self.momentum}: must be less than 1 with optimizer {self.optimizer!r}")
 
     @property
     def last_epoch(self) -> int:
         """After how many epochs training ends."""
-        return self.stop or self.epochs
+        return self.epochs if self.stop is None else self.stop
 
     def resolve_precision(self, device: torch.device) -> Precision:
         """Return the precision that is computed in on a device."""

@@ -33,6 +33,7 @@ from kdstudy.nets import Tapped
 from kdstudy.places import write_atomically
 
 CHUNK = {"cpu": 128, "cuda": 1024}  # what lies in the caches on one, what fills the other
+_LONGEST = 100  # characters of a folder's name that say which views; file systems take 255 in all
 PATIENCE = 600.0  # seconds that another process is waited for before its work is done twice
 
 Precision = Literal["float32", "bfloat16"]
@@ -156,7 +157,7 @@ class Recorder:
         self._epoch: tuple[int, Tensor] | None = None
 
     def logits(self, epoch: int) -> Tensor:
-        """Return the logits of an epoch, one row for each row of the training set (N, C)."""
+        """Return the logits of an epoch, one row for each image of it (N, C): `Dataset.view` says in which order."""
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._shared(epoch)
         return self._epoch[1]
@@ -171,7 +172,7 @@ class Recorder:
                 return _held(outputs(self.teacher, x)["logits"], self.kind)
 
         with autocast(device, "float32"):  # a step may be under way in another precision
-            return in_chunks(chunk, len(self.data.train), device)
+            return in_chunks(chunk, self.data.rows, device)
 
     def _shared(self, epoch: int) -> Tensor:
         """Return an epoch as it is kept, or record it, sharing the work with other processes."""
@@ -192,7 +193,7 @@ class Recorder:
         return self.record(epoch) if found is None else found
 
     def _has_room(self) -> bool:
-        size = len(self.data.train) * self.data.num_classes * self.kind.itemsize
+        size = self.data.rows * self.data.num_classes * self.kind.itemsize
         return self.room is None or self.room(size)
 
     def _turn(self, epoch: int, wait: float) -> Tensor | None:
@@ -250,7 +251,7 @@ def weights_digest(net: nn.Module) -> str:
     A teacher's key says how it was trained; trained again elsewhere, or by other versions, it has other weights.
     """
     seen = hashlib.sha256()
-    for name, value in net.state_dict().items():
+    for name, value in {**net.state_dict(), **dict(net.named_buffers())}.items():  # some buffers are not in the state
         seen.update(name.encode())
         if isinstance(value, Tensor):
             seen.update(raw_bytes(value))
@@ -272,7 +273,8 @@ def _held(logits: Tensor, kind: torch.dtype) -> Tensor:
 def _words(views: Views) -> str:
     """Return what distinguishes views from none, as a part of a path."""
     said = (f"{name}{value}" for name, value in vars(views).items() if value != getattr(Views(), name))
-    return "_".join(said) or "plain"
+    words = "_".join(said) or "plain"
+    return words if len(words) <= _LONGEST else hashlib.sha256(words.encode()).hexdigest()[:20]
 
 
 def _digest(logits: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from kdstudy.schedules import Schedule
 from kdstudy.specs import key_of
 from kdstudy.store import Result, Store
 from kdstudy.stored import table
-from kdstudy.train import check_teachers
+from kdstudy.train import check_labels, check_teachers
 
 __all__ = ["LOOP_VERSION", "Run", "table"]
 
@@ -44,6 +44,7 @@ class Run:
         teachers: the runs whose networks teach it; a `Pretrained` stands for its network on the same data.
         init: what it starts from: the final weights of another run of the same network, or those of a file; None draws
             them from the seed.
+        init_share: λ, in (0, 1]: how near to `init` it starts, at λ θ_init + (1 − λ) θ_seed.
         transform: what is done to that network before it is trained on, such as `compress.Prune(0.8)`; None leaves it.
         average: what is averaged over several teachers: "probabilities" or "logits".
         seed: of its initial weights and of the order of its batches.
@@ -68,6 +69,7 @@ class Run:
     transform: Transform | None
     average: Average
     seed: int
+    init_share: float
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class Run:
         transform: Transform | None = None,
         average: Average = "probabilities",
         seed: int = 0,
+        init_share: float = 1.0,
     ) -> None:
         if isinstance(teachers, Run | Pretrained):
             raise KDStudyError("teachers: must be several, or one as teachers=(run,)")
@@ -101,6 +104,7 @@ class Run:
             "transform": transform,
             "average": average,
             "seed": seed,
+            "init_share": init_share,
         }
         for name, value in said.items():
             object.__setattr__(self, name, value)
@@ -108,8 +112,12 @@ class Run:
         check_number("seed", seed, low=0, high=2**31, whole=True)
         if average not in ("probabilities", "logits"):
             raise KDStudyError(f"average = {average!r}: must be 'probabilities' or 'logits'")
+        check_number("init_share", init_share, low=0, high=1, above=True)
+        if init_share != 1 and init is None:
+            raise KDStudyError(f"init_share = {init_share}: needs init, the run that it starts near to")
         try:
             check_teachers(self.make_method(), len(self.teachers))
+            check_labels(self.make_method(), data.unlabelled is not None)
         except KDStudyError as error:
             named = str(error) if repr(method) in str(error) else f"method {method!r}: {error}"
             raise KDStudyError(named) from None
@@ -205,10 +213,14 @@ class Run:
             said["seed"] = self.seed
         if self.teachers:
             said["teachers"] = [teacher.spec() for teacher in self.teachers]
+        if not all(teacher.data.same_images(self.data) for teacher in self.teachers):
+            said["teachers_version"] = 2  # of other images, they see these in the colours that they were trained on
         if self.init is not None:
             said["init"] = self.init.spec()
         if self.transform is not None:
             said["transform"] = self.transform.spec()
+        if self.init_share != 1:
+            said["init_share"] = self.init_share
         if self.average != "probabilities" and len(self.teachers) > 1:
             said["average"] = self.average
         return said
@@ -251,6 +263,7 @@ class Run:
             return f"{self.net.label} from {self.init.file.name}"
         taught = f" by {', '.join(teacher.net.label for teacher in self.teachers)}" if self.teachers else ""
         before = f" after {self.init.method}" if isinstance(self.init, Run) else ""
+        before += f" (share {self.init_share:g})" if self.init_share != 1 else ""
         changed = f" {self.transform.label}" if self.transform is not None else ""
         return f"{self.net.label}{changed} {self.method}{taught}{before} seed {self.seed}"
 

@@ -88,7 +88,8 @@ def recipe_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 def epochs_of(spec: Mapping[str, Any]) -> int:
     """Return after how many epochs training ends."""
     recipe = recipe_of(spec)
-    return int(recipe.get("stop") or recipe.get("epochs", 0))
+    stop = recipe.get("stop")
+    return int(recipe.get("epochs", 0) if stop is None else stop)
 
 
 def total_epochs(spec: Mapping[str, Any]) -> int:
@@ -174,10 +175,11 @@ def transform_label(spec: Mapping[str, Any]) -> str:
 
 def start_label(spec: Mapping[str, Any]) -> str:
     """Return what a run starts from, in words: a run, or a file of weights; empty for random weights."""
-    start = starts_from(spec)
+    start, share = starts_from(spec), spec.get("init_share", 1)
+    near = f", share {_word(share)}" if share != 1 else ""
     if start is not None:
-        return label(start)
-    return f"file {pretrained(spec)[:8]}" if pretrained(spec) else ""
+        return label(start) + near
+    return f"file {pretrained(spec)[:8]}{near}" if pretrained(spec) else ""
 
 
 def label(spec: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import filelock
 import pandas as pd
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kdstudy import nets
 from kdstudy.checkpoint import Keeper
-from kdstudy.data import Dataset
+from kdstudy.data import Data, Dataset
 from kdstudy.data.dataset import stratified_order
 from kdstudy.errors import KDStudyError
 from kdstudy.finish import as_stored, finish, weights_of
@@ -273,7 +273,7 @@ class Store:
         for left in folder.glob("*.partial"):  # by a process that was killed
             left.unlink()
         with _within_memory(run):
-            training = _prepare(run, run.data.load(), self.root, None, [t.network() for t in taught_by], start)
+            training = _prepare(run, run.data.load(), self.root, None, [_seeing(t, run.data) for t in taught_by], start)
             origin = {"run": run.key, "data": training.data.fingerprint, "teachers": weights_of(taught_by)}
             origin |= {"init": weights_of([start])} if start else {}
             keeper = Keeper(training, folder, origin, CHECKPOINT_SECONDS)
@@ -314,10 +314,8 @@ def _prepare(
     student = run.make_net(dataset)
     if teachers is None:
         teachers = [deployed(teacher, dataset) for teacher in run.teachers]
-    elif isinstance(run.init, Pretrained):
-        run.init.load(student)
-    elif start is not None:
-        start.load(student)
+    else:
+        _begin(run, student, start)
     recipe = run.recipe
     if run.transform is not None:
         images = _some_images(dataset) if root else None
@@ -336,6 +334,26 @@ def _prepare(
         room=partial(make_room, root) if root else None,
         fresh=lambda: run.make_net(dataset, "fresh", next(number)),
     )
+
+
+def _seeing(teacher: Result, data: Data) -> nn.Module:
+    """Return a teacher's network, which is to see images normalised as those are that it was trained on."""
+    net = teacher.network()
+    if teacher.run.data.same_images(data):
+        return net
+    there, here = teacher.run.data.load(), data.load()
+    return nets.renormalised(cast(nets.Network, net), (here.mean, here.std), (there.mean, there.std))
+
+
+def _begin(run: Run, student: nn.Module, start: Result | None) -> None:
+    """Put into a run's network the weights that it starts from, or go as near to them as it says."""
+    drawn = {name: value.clone() for name, value in student.state_dict().items()}
+    if isinstance(run.init, Pretrained):
+        run.init.load(student)
+    elif start is not None:
+        start.load(student)
+    if run.init_share != 1:
+        student.load_state_dict(nets.blended(drawn, student.state_dict(), run.init_share))
 
 
 def _some_images(dataset: Dataset) -> Tensor:

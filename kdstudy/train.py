@@ -70,7 +70,7 @@ class Training:
     Attributes:
         net: the network that is evaluated and saved: what the method deploys.
         history: one record an epoch.
-        predictions: the class predicted for each training image in each epoch, on its view, −1 for those
+        predictions: the class predicted for each training image with a label in each epoch, on its view, −1 for those
             that sat it out; int16, one row (N,) an epoch.
         part: the epoch under way, if there is one.
         pause: called after each step and each epoch, where the training can be put down.
@@ -96,6 +96,7 @@ class Training:
         fresh: Callable[[], nn.Module] | None = None,
     ) -> None:
         check_teachers(method, len(teachers))
+        check_labels(method, data.unlabelled is not None)
         self.device = default_device() if device is None else find_device(device)
         self.recipe = recipe or Recipe()
         self.precision = self.recipe.resolve_precision(self.device)
@@ -151,7 +152,7 @@ class Training:
     @property
     def place(self) -> tuple[int, int, int]:
         """How many epochs have been trained, how many steps of the next one, and how many an epoch has."""
-        return self.epoch, self.part.done if self.part else 0, max(1, len(self.data.train) // self.recipe.batch)
+        return self.epoch, self.part.done if self.part else 0, max(1, self.data.rows // self.recipe.batch)
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train what is left and yield the record of each epoch as soon as it is done.
@@ -167,7 +168,7 @@ class Training:
             assert self.part is not None
             record |= self._validate() | {"seconds": self.part.seconds}
             self._settled = False
-            self.predictions.append(self.part.predicted.cpu())
+            self.predictions.append(self.part.predicted[: len(self.data.train)].cpu())
             self.history.append(record)
             self.part = None
             self._settled = True
@@ -201,7 +202,7 @@ class Training:
             x = data.view(rows, epoch)
             step = Step(
                 x=x,
-                y=data.train.labels[rows],
+                y=data.labels[rows],
                 target=data.target(rows, epoch),
                 index=rows,
                 progress=progress,
@@ -218,11 +219,12 @@ class Training:
             part.log.append({name: value.detach() for name, value in terms.items()})
             self._settled = True
             self.pause()
-        seen = part.predicted >= 0
+        predicted = part.predicted[: len(data.train)]
+        seen = predicted >= 0
         return {
             "epoch": epoch,
             "learning_rate": self._schedule(len(order) - 1, len(order))[1],
-            "train_accuracy": (part.predicted == data.train.labels)[seen].float().mean().item(),
+            "train_accuracy": (predicted == data.train.labels)[seen].float().mean().item(),
             **self._means(part),
         }
 
@@ -251,11 +253,11 @@ class Training:
         """Return the next epoch before its first step, and remember the buffers, which change within a step."""
         parts = {"student": self.student, "method": self.method, "net": self.net}
         self._buffers = {f"{name}/{k}": b.clone() for name, part in parts.items() for k, b in part.named_buffers()}
-        return Epoch(self.epoch, torch.full((len(self.data.train),), -1, dtype=torch.int16, device=self.device))
+        return Epoch(self.epoch, torch.full((self.data.rows,), -1, dtype=torch.int16, device=self.device))
 
     def order(self, epoch: int) -> Sequence[Tensor]:
         """Return the batches of an epoch, as rows of the training set, from the run's seed alone."""
-        n, batch = len(self.data.train), min(self.recipe.batch, len(self.data.train))
+        n, batch = self.data.rows, min(self.recipe.batch, self.data.rows)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         rows = torch.randperm(n, generator=generator)[: n // batch * batch]
         return rows.to(self.device).split(batch)
@@ -340,8 +342,8 @@ class Training:
             self.net.load_state_dict(part("net"))
         optimizer = self.optimizer.state_dict()
         for number, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
-            if slots := part(f"optimizer/{number}"):  # a fused step takes them to lie in memory as the parameter does
-                optimizer["state"][number] = {k: torch.empty_like(parameter).copy_(v) for k, v in slots.items()}
+            if slots := part(f"optimizer/{number}"):
+                optimizer["state"][number] = {name: _lying_as(parameter, value) for name, value in slots.items()}
         self.optimizer.load_state_dict(optimizer)
         self.history = history
         self.predictions = [row for _, row in sorted(part("predictions").items())]  # a file has no order
@@ -349,7 +351,12 @@ class Training:
         self.part = restored(self.epoch, part("part"), self.device) if part("part") else None
 
 
-def _optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.SGD:
+def _lying_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return what an optimizer holds for a parameter: in memory as that lies, which a fused step relies on."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter.device)
+
+
+def _optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
     """Return the optimizer of all that is trainable in some modules, which may share parameters.
 
     Raises:
@@ -358,6 +365,10 @@ def _optimizer(modules: Iterable[nn.Module], recipe: Recipe) -> torch.optim.SGD:
     trained = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     if not trained:
         raise KDStudyError("nothing to train: every parameter is frozen, as those of a former teacher are")
+    if recipe.optimizer != "sgd":
+        adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        rate, betas = recipe.learning_rate, (recipe.momentum, 0.999)
+        return adam(trained.values(), lr=rate, betas=betas, weight_decay=recipe.weight_decay, fused=True)
     optimizer = torch.optim.SGD(
         trained.values(),
         lr=recipe.learning_rate,
@@ -402,6 +413,20 @@ def check_teachers(method: Method, number: int) -> None:
     if number > 1 and method.needs != {"logits"}:
         taps = ", ".join(sorted(method.needs))
         raise KDStudyError(f"several teachers are averaged by their logits; this method reads {taps}")
+
+
+def check_labels(method: Method, unlabelled: bool) -> None:
+    """Refuse a method that reads labels where some images have none.
+
+    Args:
+        method: the method.
+        unlabelled: whether some have none.
+
+    Raises:
+        KDStudyError: saying so.
+    """
+    if unlabelled and method.reads_labels:
+        raise KDStudyError("reads labels, which the unlabelled images do not have: kd with alpha = 1 reads none")
 
 
 def _scalars(terms: dict[str, Tensor], epoch: int, step: int) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ VIEWS = {
     "cutout": Views(crop=1, cutout=3),
     "mixup": Views(mixup=0.5),
     "cutmix": Views(cutmix=1.0),
+    "rotation, jitter, noise": Views(rotation=20, vertical_flip=True, jitter=0.2, noise=0.2),
 }
 
 

@@ -55,6 +55,10 @@ VIEWS = {
     "mixup": st.just(0) | st.floats(0, 100),
     "seed": st.integers(0, 2**31),
     "cutmix": st.just(0) | st.floats(0, 100),
+    "rotation": st.just(0) | st.floats(0, 180),
+    "vertical_flip": st.booleans(),
+    "jitter": st.just(0) | st.floats(0, 0.5),
+    "noise": st.just(0) | st.floats(0, 1),
 }
 
 

@@ -178,6 +178,7 @@ DRAWN: dict[str, list[tuple[str, Made]]] = {
         ("", lambda: drawn()),
         ("hard", lambda: drawn(size=12, difficulty=0.9, seed=4)),
         ("plain", lambda: drawn(size=32, difficulty=0)),
+        ("mixed", lambda: drawn(size=12, domain="mixed")),
     ],
 }
 VIEWS: list[dict[str, Any]] = [
@@ -186,6 +187,7 @@ VIEWS: list[dict[str, Any]] = [
     {"mixup": 0.4},
     {"cutmix": 1.0},
     {"crop": 1, "mixup": 1.0, "cutmix": 0.5, "seed": 2},
+    {"rotation": 20, "vertical_flip": True, "jitter": 0.2, "noise": 0.2},
 ]
 CASES = cases()
 

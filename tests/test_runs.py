@@ -141,6 +141,8 @@ CHANGES = {
         {"data": STUDENT.data.but(views=None)},
         {"data": STUDENT.data.but(bootstrap=0)},
         {"data": STUDENT.data.but(bootstrap=1)},
+        {"data": STUDENT.data.but(skip=1)},
+        {"data": STUDENT.data.but(skip=2)},
         *({"data": STUDENT.data.but(views=Views(**v))} for v in ({}, {"crop": 2, "flip": True, "seed": 4})),
         {"data": "glyphs"},
     ],
@@ -159,6 +161,7 @@ CHANGES = {
             "live": True,
             "teacher_sees": "image",
             "compile": "default",
+            "optimizer": "adamw",
         }.items()
     ],
     "method": [{"method": "early_stopped_kd"}],
@@ -180,7 +183,7 @@ CHANGES = {
 
 
 def test_every_field_is_tried():
-    assert {*CHANGES, "init"} == {field.name for field in dataclasses.fields(Run)}
+    assert {*CHANGES, "init", "init_share"} == {field.name for field in dataclasses.fields(Run)}
     tried = {
         field.name
         for change in CHANGES["recipe"]

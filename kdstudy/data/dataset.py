@@ -104,7 +104,9 @@ class Dataset:
         views: the views of the training images.
         mean: the training images' mean colour (C,), in [0, 1].
         std: their standard deviation (C,).
-        fingerprint: a hash of all pixels and labels of the three splits.
+        fingerprint: a hash of all pixels and labels of the splits.
+        unlabelled: images without labels (−1 each) that are learned from beside the training images; None if there
+            are none.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Dataset:
     mean: Tensor
     std: Tensor
     fingerprint: str
+    unlabelled: Split | None = None
 
     def __repr__(self) -> str:
         parts = f"train={self.train!r}, validation={self.validation!r}, test={self.test!r}"
@@ -125,6 +128,26 @@ class Dataset:
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.classes)
+
+    @property
+    def rows(self) -> int:
+        """How many images an epoch has: those of `train`, followed by those without labels."""
+        return len(self.train) + (0 if self.unlabelled is None else len(self.unlabelled))
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        """The labels of the images of an epoch, −1 where there is none (rows,), int64."""
+        return self.train.labels if self.unlabelled is None else torch.cat([self.train.labels, self.unlabelled.labels])
+
+    @functools.cached_property
+    def _images(self) -> Tensor:
+        """The images of an epoch, uint8 (rows, H, W, C), or a `Stored` in their place."""
+        return self.train.images if self.unlabelled is None else torch.cat([self.train.images, self.unlabelled.images])
+
+    @functools.cached_property
+    def _samples(self) -> Tensor:
+        """The numbers that views of the images of an epoch are drawn from (rows,), int64."""
+        return self.train.index if self.unlabelled is None else torch.cat([self.train.index, self.unlabelled.index])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -141,9 +164,11 @@ class Dataset:
         on = torch.device(device)
         if on.type == "cuda" and self.mean.device.type != "cuda":
             splits = (self.train.images, self.validation.images, self.test.images)
-            check_room(self.name, sum(i.nbytes for i in splits if isinstance(i, Tensor)), _free(on), "on the GPU")
+            further = 0 if self.unlabelled is None else self.train.images.nbytes + 2 * self.unlabelled.images.nbytes
+            resident = sum(i.nbytes for i in splits if isinstance(i, Tensor)) + further
+            check_room(self.name, resident, _free(on), "on the GPU")
         moved = {name: getattr(self, name).to(on) for name in ("train", "validation", "test", "mean", "std")}
-        return replace(self, **moved)
+        return replace(self, **moved, unlabelled=None if self.unlabelled is None else self.unlabelled.to(on))
 
     def clean(self, images: Tensor) -> Tensor:
         """Return images as a network takes them: normalised by the training images' mean and deviation.
@@ -163,7 +188,7 @@ class Dataset:
         """Return the training images of some rows as they are seen in an epoch.
 
         Args:
-            rows: rows of `train` (B,), int64.
+            rows: rows of `train`, and beyond these of `unlabelled` (B,), int64.
             epoch: the epoch, from 0.
 
         Returns:
@@ -177,30 +202,30 @@ class Dataset:
         return x.mul_(share) + other.mul_(1 - share)
 
     def target(self, rows: Tensor, epoch: int) -> Tensor:
-        """Return what the labels say of the views of some rows: probabilities (B, classes)."""
-        said = self.one_hot[self.train.labels[rows]]
+        """Return what the labels say of the views of some rows: probabilities (B, classes), 0 without a label."""
+        said = self.one_hot[self.labels[rows]]
         if not self.views.mixes:
             return said
         partner = self._partner(rows, epoch)
         share = partner.own()[:, None]
-        return share * said + (1 - share) * self.one_hot[self.train.labels[partner.rows]]
+        return share * said + (1 - share) * self.one_hot[self.labels[partner.rows]]
 
     @functools.cached_property
     def one_hot(self) -> Tensor:
-        """Each class as a target (classes, classes)."""
-        return torch.eye(self.num_classes, device=self.mean.device)
+        """Each class as a target, and last what no label says, which is its row −1 (classes + 1, classes)."""
+        return torch.eye(self.num_classes + 1, self.num_classes, device=self.mean.device)
 
     def _unmixed(self, rows: Tensor, epoch: int) -> Tensor:
-        images = self.train.images
+        images = self._images
         picked = images.index_select(0, rows) if isinstance(images, Tensor) else images[rows]
-        views, hole = self.views(picked, self.train.index[rows], epoch)
+        views, hole = self.views(picked, self._samples[rows], epoch)
         x = self.clean(views)
         if hole is None:
             return x
         return x.mul_(hole.outside(x.shape[1]).permute(0, 3, 1, 2)).add_(0.0)  # which makes 0 of -0
 
     def _partner(self, rows: Tensor, epoch: int) -> Partner:
-        return self.views.partner(self.train.index[rows], epoch, len(self.train), self.shape[1:])
+        return self.views.partner(self._samples[rows], epoch, self.rows, self.shape[1:])
 
 
 def colour(images: Tensor | Stored) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from kdstudy.errors import KDStudyError, check_number, shown
 from kdstudy.memory import available_memory
 
 T = TypeVar("T")
+_APART = 2**31  # from which on the numbers of unlabelled samples count: their views are not those of training images
 _sources: dict[Hashable, Source] = {}
 _datasets: dict[Hashable, Dataset] = {}
 
@@ -62,6 +63,10 @@ class Data:
         bootstrap: the seed of a bootstrap sample: of n training images n are drawn with replacement, so some stand in
             it several times (with one view an epoch, as they are one sample) and about 37 % not at all; None takes
             each once. Colours are normalised by the mean and deviation of all n.
+        skip: how many training images to leave out before `subset` is taken, of the same stratified order: so
+            ``subset=100, skip=100`` are other images than ``subset=100``, and ``subset=200`` are both.
+        unlabelled: data whose training images are learned from beside the training images, without their labels and
+            with the views given here: for methods that read none, such as kd with alpha = 1.
         **args: the arguments of the data set's factory, such as ``size`` for glyphs.
 
     Raises:
@@ -84,6 +89,8 @@ class Data:
         noise: Noise | None = None,
         imbalance: Imbalance | None = None,
         bootstrap: int | None = None,
+        skip: int = 0,
+        unlabelled: Data | None = None,
         **args: Any,
     ) -> None:
         if not isinstance(name, str):
@@ -99,21 +106,19 @@ class Data:
                 raise KDStudyError(f"data set {name!r}: {key} = {value!r}: must be fixed, as a tuple is")
         _check_kinds(views, noise, imbalance)
         check_number("validation", validation, low=0, high=0.5, above=True)
-        if subset is not None:
-            check_number("subset", subset, low=1, whole=True)
-        if bootstrap is not None:
-            check_number("bootstrap", bootstrap, low=0, high=2**31, whole=True)
+        _check_chosen(subset, bootstrap, skip, imbalance)
         _check_stream(name, stream)
+        _check_unlabelled(unlabelled, stream)
         self.name, self.subset, self.validation, self.views, self.stream = name, subset, validation, views, stream
         self.noise = None if noise is None or noise.none else noise
         self.imbalance = None if imbalance is None or imbalance.none else imbalance
-        self.bootstrap = bootstrap
+        self.bootstrap, self.skip, self.unlabelled = bootstrap, skip, unlabelled
         self.args: Mapping[str, Any] = args
         self._seen: Seen | None = None
 
     def _key(self) -> tuple[Any, ...]:
         said = self.name, self.subset, self.validation, self.views, self.noise, self.imbalance, self.bootstrap
-        return *said, tuple(sorted(self.args.items()))
+        return *said, self.skip, self.unlabelled, tuple(sorted(self.args.items()))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Data) or self._key() != other._key():
@@ -127,14 +132,15 @@ class Data:
         parts = [repr(self.name)]
         if self.subset is not None:
             parts.append(f"subset={self.subset}")
-        changes = {"noise": self.noise, "imbalance": self.imbalance, "bootstrap": self.bootstrap}
+        changes: dict[str, Any] = {"noise": self.noise, "imbalance": self.imbalance, "bootstrap": self.bootstrap}
+        changes |= {"skip": self.skip or None, "unlabelled": self.unlabelled}
         changed = {name: value for name, value in changes.items() if value is not None}
         parts += [f"{name}={value!r}" for name, value in {**changed, **self.args}.items()]
         return f"Data({', '.join(parts)})"
 
     def but(self, **changes: Any) -> Data:
         """Return the same data with some fields or arguments changed; a folder is the one that was looked at."""
-        fields = ("subset", "validation", "views", "stream", "noise", "imbalance", "bootstrap")
+        fields = ("subset", "validation", "views", "stream", "noise", "imbalance", "bootstrap", "skip", "unlabelled")
         now = {name: getattr(self, name) for name in fields} | dict(self.args)
         other = Data(changes.pop("name", self.name), **{**now, **changes})
         if (other.name, other.args) == (self.name, self.args):
@@ -155,13 +161,18 @@ class Data:
             said["subset"] = self.subset
         if self.validation != 0.1:
             said["validation"] = self.validation
-        changes = {"noise": self.noise, "imbalance": self.imbalance}
+        changes = {"noise": self.noise, "imbalance": self.imbalance, "unlabelled": self.unlabelled}
         said |= {name: change.spec() for name, change in changes.items() if change is not None}
-        if self.bootstrap is not None:
-            said["bootstrap"] = self.bootstrap
+        numbers = {"bootstrap": self.bootstrap, "skip": self.skip or None}
+        said |= {name: number for name, number in numbers.items() if number is not None}
         if self.views is not None:
             said["views"] = {k: v for k, v in vars(self.views).items() if v != getattr(Views(), k)}
         return said
+
+    def same_images(self, other: Data) -> bool:
+        """Return whether both choose from the same images, whichever of them they take and however they see them."""
+        own, theirs = self.spec(), other.spec()
+        return all(own.get(name) == theirs.get(name) for name in ("name", "version", "args", "content"))
 
     def load(self) -> Dataset:
         """Return the data set, from memory if this process has loaded it before.
@@ -258,7 +269,7 @@ class Data:
         if self.bootstrap is not None:
             splits[0] = _resampled(splits[0], self.bootstrap)
             fingerprint = _measured(source, splits)[2]
-        return Dataset(
+        dataset = Dataset(
             name=self.name,
             classes=source.classes,
             train=splits[0],
@@ -269,16 +280,20 @@ class Data:
             std=std,
             fingerprint=fingerprint,
         )
+        return dataset if self.unlabelled is None else _beside(dataset, self.unlabelled.load())
 
     def _chosen(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
         """Return which of the training images are trained on."""
         if self.subset is not None:
-            if self.subset > len(labels):
-                raise KDStudyError(f"subset = {self.subset}: {self.name} has {len(labels)} training images")
+            if self.subset + self.skip > len(labels):
+                more = f" and skip = {self.skip}" if self.skip else ""
+                raise KDStudyError(f"subset = {self.subset}{more}: {self.name} has {len(labels)} training images")
             check_number(f"subset (of {len(classes)} classes)", self.subset, low=len(classes), whole=True)
         if self.imbalance is not None:
             return self.imbalance.rows(labels, classes, self.subset)
-        return stratified_order(labels)[: self.subset].sort().values
+        if self.skip and self.skip + len(classes) > len(labels):
+            raise KDStudyError(f"skip = {self.skip}: {self.name} has {len(labels)} training images")
+        return stratified_order(labels)[self.skip :][: self.subset].sort().values
 
     def _called(self, splits: Sequence[Split], num_classes: int) -> list[Split]:
         """Return training and validation images with the labels that they are given, the true ones beside them."""
@@ -306,6 +321,41 @@ def _check_kinds(views: object, noise: object, imbalance: object) -> None:
     for name, (value, kind, must) in expected.items():
         if value is not None and not isinstance(value, kind):
             raise KDStudyError(f"{name}: is a {type(value).__name__}, must be {must}")
+
+
+def _check_chosen(subset: int | None, bootstrap: int | None, skip: int, imbalance: Imbalance | None) -> None:
+    """Refuse a choice of images that cannot be."""
+    if subset is not None:
+        check_number("subset", subset, low=1, whole=True)
+    if bootstrap is not None:
+        check_number("bootstrap", bootstrap, low=0, high=2**31, whole=True)
+    check_number("skip", skip, low=0, whole=True)
+    if skip and imbalance is not None:
+        raise KDStudyError(f"skip = {skip}: imbalance chooses its own images, so none can be left out before")
+
+
+def _check_unlabelled(unlabelled: object, stream: bool) -> None:
+    """Refuse, as images beside the training images, what is no data, or says more than which images they are."""
+    if unlabelled is None:
+        return
+    if not isinstance(unlabelled, Data):
+        raise KDStudyError(f"unlabelled: is a {type(unlabelled).__name__}, must be a Data")
+    if stream or unlabelled.stream:
+        raise KDStudyError("stream = True: images that stay on disk cannot be mixed with others without labels")
+    for name in ("views", "noise", "unlabelled"):
+        if getattr(unlabelled, name) is not None:
+            raise KDStudyError(f"unlabelled: has {name} of its own, which play no part: leave them out")
+
+
+def _beside(dataset: Dataset, other: Dataset) -> Dataset:
+    """Return a data set with another's training images beside its own, their labels hidden."""
+    if other.shape != dataset.shape:
+        theirs, ours = (" x ".join(map(str, each.shape)) for each in (other, dataset))
+        raise KDStudyError(f"unlabelled: {other.name} has images of {theirs}, {dataset.name} of {ours}")
+    hidden = torch.full_like(other.train.labels, -1)
+    fingerprint = hashlib.sha256(f"{dataset.fingerprint}/{other.fingerprint}".encode()).hexdigest()[:16]
+    beside = Split(other.train.images, hidden, other.train.index + _APART)
+    return replace(dataset, unlabelled=beside, fingerprint=fingerprint)
 
 
 def _check_stream(name: str, stream: bool) -> None:

@@ -162,6 +162,7 @@ class Softened(Method):
     """
 
     needs = frozenset({"logits"})
+    reads_labels = False
 
     def __init__(self, temperature: float) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ class Correlated(Method):
     """
 
     needs = frozenset({"logits"})
+    reads_labels = False
 
     def __init__(self, beta: float, gamma: float, temperature: float) -> None:
         super().__init__()

@@ -95,6 +95,8 @@ class Review(Method):
         KDStudyError: if a parameter is out of its range, or, when it is built, if the taps cannot be paired.
     """
 
+    reads_labels = False
+
     def __init__(
         self,
         weight: float,

@@ -19,6 +19,8 @@ class Geometry(Method):
         KDStudyError: if a weight is out of its range, or, when it is built, if there is no such tap.
     """
 
+    reads_labels = False
+
     def __init__(self, distance: float, angle: float, tap: str) -> None:
         super().__init__()
         check_number("distance", distance, low=0)

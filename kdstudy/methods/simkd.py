@@ -52,6 +52,7 @@ class Reused(Method):
     """
 
     needs = frozenset({"the last feature map"})
+    reads_labels = False
 
     def __init__(self, factor: int) -> None:
         super().__init__()
