@@ -266,6 +266,45 @@ def test_the_differences_told_beside_ensembles_and_orthogonality_are_those_of_it
     assert [said for each in differences if (said := told(100 * each)) not in prose] == []
 
 
+def faithful(table):
+    """A line of Markdown for each kind of student of the fidelity study, in the order of the table."""
+    for name, rows in table.groupby("kind", sort=False):
+        if rows.test_agreement.notna().any():
+            each = [100 * rows[metric] for metric in ("test_accuracy", "test_agreement", "train_agreement")]
+            said = [f"{100 * rows.teacher_test_accuracy.mean():.1f}", *(told(values, ".1f") for values in each)]
+            said += [f"{rows.test_kl.mean():.3f}", f"{rows.train_kl.mean():.3f}", f"{100 * rows.test_ece.mean():.1f}"]
+            yield f"| {name} | {len(rows)} | {' | '.join(said)} |"
+
+
+PROPERTIES = {
+    "accuracy_on_coloured_characters": "plain characters, ",
+    "accuracy_on_textured_characters": "plain characters, ",
+    "the_same_after_a_change_of_colour": "colour, ",
+    "the_same_after_a_change_of_crop": "crop, ",
+    "misled_by_what_misleads_the_teacher": "",
+}
+
+
+def inherited(table):
+    """A line of Markdown for each property and each kind of student of which it was measured."""
+    for metric in PROPERTIES:
+        for name, rows in table[table[metric].notna()].groupby("kind", sort=False):
+            yield f"| {metric.replace('_', ' ')} | {name} | {told(100 * rows[metric], '.1f')} |"
+
+
+def test_the_words_beside_fidelity_give_their_numbers():
+    words = (RESULTS / "README.md").read_text().partition("## Fidelity")[2].partition("\n## ")[0]
+    table = pandas.read_csv(RESULTS / "fidelity_course.csv", comment="#")
+    assert (table.status == "finished").all()
+    lines, students = set(words.splitlines()), table[table.kind.notna()]
+    assert (students.groupby("kind").size() == 3).all()
+    claims = pandas.read_csv(RESULTS / "fidelity_course_claims.csv", comment="#")
+    expected = (*faithful(students), *inherited(students), *judged(claims))
+    assert [line for line in expected if line not in lines] == []
+    verdicts = claims.verdict.value_counts()
+    assert all(re.search(rf"\b{n}\s+{verdict}\b", words) for verdict, n in verdicts.items())
+
+
 def test_what_noise_costs_and_early_stopping_brings_is_told_beside_the_label_noise_study():
     words = " ".join((RESULTS / "README.md").read_text().partition("## Label noise")[2].partition("\n## ")[0].split())
     table = pandas.read_csv(RESULTS / "label_noise_course.csv", comment="#")
