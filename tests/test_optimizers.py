@@ -47,7 +47,7 @@ def test_its_steps_are_those_of_the_papers(optimizer):
                 w.sub_(rate * (first / (1 - 0.8**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8))
     next(trained.epochs())
     for (name, ours), theirs in zip(trained.student.named_parameters(), net.parameters(), strict=True):
-        assert (ours - theirs).abs().mean() < 1e-4, name  # where a gradient is nearly 0 its sign is a matter of bits
+        assert (ours - theirs).abs().mean() < 1e-5, name  # where a gradient is nearly 0 its sign is a matter of bits
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

@@ -158,7 +158,12 @@ def test_what_reads_labels_is_refused_before_anything_is_trained():
 
 
 def test_what_reads_none_is_allowed():
-    for method, params in (("logits", {"hard": 0.0}), ("sp", {"hard": 0.0}), ("rkd", {"hard": 0.0})):
+    for method, params in (
+        ("logits", {"hard": 0.0}),
+        ("sp", {"hard": 0.0}),
+        ("rkd", {"hard": 0.0}),
+        ("dist", {"hard": 0.0}),
+    ):
         assert taught(method=method, params=params).result().metrics["epochs"] == 2
 
 
