@@ -62,7 +62,8 @@ cells = {(): runs[:3], ("kd",): runs[3:]}
 cells |= {(*of, "slim"): [run.but(net=slim) for run in members] for of, members in cells.items()}
 clone = alone.but(method="kd", teachers=(alone.but(seed=9),))
 combinations = pd.DataFrame({"name": list("abcd"), "test_accuracy": [0.5, 0.7, 0.6, 0.8], "kib": [20, 40, 50, 90]})
-more = [plain, plain.but(method="kd", teachers=(teacher,)), *wrong, *(run for each in cells.values() for run in each), clone]
+more = [plain, plain.but(method="kd", teachers=(teacher,)), *wrong, *(run for each in cells.values() for run in each)]
+more.append(clone)
 len(study([*runs, *more]))
 """
 EACH = {
