@@ -305,6 +305,26 @@ def test_the_words_beside_fidelity_give_their_numbers():
     assert all(re.search(rf"\b{n}\s+{verdict}\b", words) for verdict, n in verdicts.items())
 
 
+def test_the_differences_told_beside_fidelity_are_those_of_its_table():
+    words = (RESULTS / "README.md").read_text().partition("## Fidelity")[2].partition("\n## ")[0]
+    table = pandas.read_csv(RESULTS / "fidelity_course.csv", comment="#")
+
+    def minus_of(one, other, metric="test_agreement"):
+        return minus(*(table[table.kind == kind] for kind in (one, other)), metric)[metric]
+
+    one, three, five = (f"T = 4, by {teachers}" for teachers in ("one teacher", "3 teachers", "5 teachers"))
+    differences = [minus_of(five, one, metric) for metric in ("test_agreement", "test_accuracy", "test_ece")]
+    differences += [minus_of(f"{name}, by 3 teachers", three) for name in ("4× further images", "all three", "mixup")]
+    differences += [minus_of(f"{name}, by 3 teachers", three) for name in ("noise", "no augmentation", "resnet20")]
+    differences += [minus_of("on D1", "on D0"), minus_of("shared initial weights", one)]
+    differences += [minus_of("4× as many epochs", one, metric) for metric in ("test_agreement", "train_agreement")]
+    differences += [minus_of("adam", one, "train_agreement"), minus_of("λ = 0.5", "λ = 0.5 of a stranger")]
+    prose = " ".join(words.split())
+    assert [said for each in differences if (said := told(100 * each)) not in prose] == []
+    levels = [100 * table[table.kind == f"λ = {share}"].test_agreement.mean() for share in (0.25, 0.375, 0.5, 1)]
+    assert [said for value in levels if (said := f"{value:.1f}") not in prose] == []
+
+
 def test_what_noise_costs_and_early_stopping_brings_is_told_beside_the_label_noise_study():
     words = " ".join((RESULTS / "README.md").read_text().partition("## Label noise")[2].partition("\n## ")[0].split())
     table = pandas.read_csv(RESULTS / "label_noise_course.csv", comment="#")
