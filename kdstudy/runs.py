@@ -116,8 +116,9 @@ class Run:
         if init_share != 1 and init is None:
             raise KDStudyError(f"init_share = {init_share}: needs init, the run that it starts near to")
         try:
-            check_teachers(self.make_method(), len(self.teachers))
-            check_labels(self.make_method(), data.unlabelled is not None)
+            made = self.make_method()
+            check_teachers(made, len(self.teachers))
+            check_labels(made, data.unlabelled is not None)
         except KDStudyError as error:
             named = str(error) if repr(method) in str(error) else f"method {method!r}: {error}"
             raise KDStudyError(named) from None

@@ -347,12 +347,13 @@ def _seeing(teacher: Result, data: Data) -> nn.Module:
 
 def _begin(run: Run, student: nn.Module, start: Result | None) -> None:
     """Put into a run's network the weights that it starts from, or go as near to them as it says."""
-    drawn = {name: value.clone() for name, value in student.state_dict().items()}
+    near = run.init_share != 1
+    drawn = {name: value.clone() for name, value in student.state_dict().items()} if near else {}
     if isinstance(run.init, Pretrained):
         run.init.load(student)
     elif start is not None:
         start.load(student)
-    if run.init_share != 1:
+    if near:
         student.load_state_dict(nets.blended(drawn, student.state_dict(), run.init_share))
 
 

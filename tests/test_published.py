@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -303,6 +305,24 @@ def test_the_words_beside_fidelity_give_their_numbers():
     assert [line for line in expected if line not in lines] == []
     verdicts = claims.verdict.value_counts()
     assert all(re.search(rf"\b{n}\s+{verdict}\b", words) for verdict, n in verdicts.items())
+
+
+def test_the_published_values_beside_fidelity_are_the_notebooks():
+    words = (RESULTS / "README.md").read_text().partition("## Fidelity")[2].partition("\n## ")[0]
+    table = pandas.read_csv(RESULTS / "fidelity_course.csv", comment="#")
+    cells = json.loads((FOLDER.parents[1] / "notebooks" / "06_fidelity.ipynb").read_text())["cells"]
+    source = next(text for cell in cells if (text := "".join(cell["source"])).startswith("FIGURE_3"))
+    names: dict[str, Any] = {}
+    exec(source.partition("\nours")[0], names)
+    lines = []
+    for name, theirs in names["FIGURE_3"].items():
+        kind = {"further images": "4× further images"}.get(name, name)
+        rows = table[table.kind == f"{kind}, by 3 teachers"]
+        here = [f"{(100 * rows[metric]).mean():.1f}" for metric in ("test_accuracy", "test_agreement")]
+        lines.append(f"| {kind} | {' | '.join([*map(str, theirs), *here])} |")
+    assert len(lines) == 10
+    assert [line for line in lines if line not in words.splitlines()] == []
+    assert f"{round(table.parameters.iloc[0], -3):,.0f} parameters" in " ".join(words.split())
 
 
 def test_the_differences_told_beside_fidelity_are_those_of_its_table():

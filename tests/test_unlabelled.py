@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from kdstudy import Data, Recipe, Run, Views, metrics
+from kdstudy import Data, Recipe, Run, Views, metrics, nets
 from kdstudy.data.dataset import DATASETS, Source
 from kdstudy.errors import KDStudyError
 from kdstudy.method import METHODS, Nets, Outputs, Step
@@ -132,24 +132,6 @@ def test_the_teacher_is_recorded_on_all():
         assert torch.allclose(recorded, net(data.view(torch.arange(140), 0)), atol=1e-5)
 
 
-def test_the_labels_of_further_images_play_no_part():
-    """A data set whose further images have other labels gives the same student."""
-    source = Data("digits")._look()
-    made = {}
-    for name, labels in (("as_they_are", source.train_labels), ("shifted", (source.train_labels + 1) % 10)):
-
-        def factory(labels=labels):
-            return Source(source.train_images, labels, source.test_images, source.test_labels, source.classes)
-
-        DATASETS.register(f"further_{name}")(factory)
-        made[name] = Data(f"further_{name}", subset=1000)
-    students = [taught(Data("digits", subset=100, unlabelled=each)).result() for each in made.values()]
-    sets = [set(each.load().train.index.tolist()) for each in made.values()]
-    if sets[0] == sets[1]:  # which images a stratified draw takes depends on the labels
-        assert torch.equal(students[0].logits("test"), students[1].logits("test"))
-    assert all((s.run.data.load().labels[100:] == -1).all() for s in students)
-
-
 def test_what_reads_labels_is_refused_before_anything_is_trained():
     for method, params in (("kd", {"alpha": 0.9}), ("dkd", {"hard": 0.0, "warmup": 0.0}), ("scratch", {})):
         teachers = () if method == "scratch" else taught().teachers
@@ -194,24 +176,33 @@ def test_what_stands_beside_is_part_of_the_identity():
     assert MIXED.but(subset=100) == MIXED
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+def silent(name):
+    """A method without its term for labels, as far as it has a parameter for that."""
+    takes = inspect.signature(METHODS[name].factory).parameters
+    return METHODS.make(name, **{k: v for k, v in {"hard": 0.0, "alpha": 1.0, "warmup": 0.0}.items() if k in takes})
+
+
+READ_NONE = [name for name in METHODS if not silent(name).reads_labels]
+
+
+def test_what_has_no_term_for_labels_reads_none():
+    assert {"kd", "logits", "fitnet", "at", "sp", "rkd", "dist", "simkd", "reviewkd"} <= set(READ_NONE)
+    assert not {"scratch", "label_smoothing", "dkd", "nkd", "crd", "bss", "dml", "one"} & set(READ_NONE)
+
+
+@pytest.mark.parametrize("name", READ_NONE)
 def test_a_method_that_says_that_it_reads_no_labels_reads_none(name):
-    """Of every method without its term for labels: with other labels all its terms are the same."""
-    entry = METHODS[name]
-    silent = {"hard": 0.0, "alpha": 1.0, "warmup": 0.0}
-    params = {key: value for key, value in silent.items() if key in inspect.signature(entry.factory).parameters}
-    method = METHODS.make(name, **params)
-    if method.reads_labels:
-        return
+    """With other labels all its terms are the same."""
+    method = silent(name)
     data = Data("digits", subset=30).load()
-    nets = [Run("resnet8", data="digits", seed=seed).make_net(data).eval() for seed in (0, 1)]
+    both = [Run("resnet8", data="digits", seed=seed).make_net(data).eval() for seed in (0, 1)]
     torch.manual_seed(0)
-    method.build(Nets(nets[0], (nets[1],), data.shape, lambda: nets[0], data.train.labels))
+    method.build(Nets(both[0], (both[1],), data.shape, lambda: both[0], data.train.labels))
     x, rows = data.view(torch.arange(16), 0), torch.arange(16)
     found = []
     for y in (data.train.labels[:16], (data.train.labels[:16] + 3) % 10):
-        outs = [Outputs(lambda net=net: net.outputs(x)) for net in nets]
-        terms = method(Step(x, y, data.one_hot[y], rows, 0.5, *outs, ask=nets[1]))
+        outs = [Outputs(lambda net=net: net.outputs(x)) for net in both]
+        terms = method(Step(x, y, data.one_hot[y], rows, 0.5, *outs, ask=both[1]))
         found.append({key: value.item() for key, value in terms.items()})
     assert found[0] == found[1]
 
@@ -238,6 +229,28 @@ def test_a_teacher_of_other_images_sees_colours_as_it_was_trained_on_them():
         wrong = teacher.result().network()(here.clean(here.test.images))
     assert metrics.kl(wrong, said) > 0.01
     assert student.metrics["test_kl"] == pytest.approx(metrics.kl(student.logits("test"), said), rel=1e-3)
+
+
+def test_what_a_teacher_says_of_other_colours_is_recorded_apart(tmp_path):
+    """Its weights are the same, what it sees is not."""
+    data = Data("digits", subset=100, views=Views(crop=1)).load()
+    net = taught().teachers[0].make_net(data).eval()
+    other = nets.renormalised(net, (data.mean, data.std), (data.mean + 0.2, data.std))
+    folders = {Recorder(each, data, "float32", tmp_path).folder for each in (net, other)}
+    assert len(folders) == 2
+
+
+def test_views_of_many_words_are_recorded_in_a_folder_that_can_be_made(tmp_path):
+    long = {"mixup": 1 / 3, "cutmix": 2 / 3, "rotation": 100 / 3, "jitter": 1 / 7, "noise": 1 / 9}
+    streams = []
+    for changed in ({}, {"cutout": 1}, {"cutout": 2}):
+        data = Data("digits", subset=40, views=Views(crop=1, flip=True, **long, **changed)).load()
+        recorder = Recorder(taught().teachers[0].make_net(data).eval(), data, "float32", tmp_path, epochs=1)
+        recorder.logits(0)
+        streams.append(recorder.folder)
+        assert len(list(recorder.folder.glob("*.safetensors"))) == 1
+    assert len(set(streams)) == 3
+    assert all(len(folder.name) < 160 for folder in streams)
 
 
 def test_only_a_teacher_of_other_images_changes_what_a_run_is():
