@@ -139,7 +139,7 @@ class _Walk:
             self.said.append(f"{name} {array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}")
         elif isinstance(value, _PLAIN):
             self.said.append(f"{name} {value!r}")
-        elif isinstance(value, list | tuple | set | frozenset | dict):
+        elif isinstance(value, list | tuple | set | frozenset | dict) and not _registry(value):
             self.entries(name, value)
         elif _own(type(value)):
             self.definition(type(value))
@@ -171,6 +171,11 @@ def _own(thing: Any) -> bool:
             return True
         thing = sys.modules.get(thing.__module__)
     return _outside(getattr(thing, "__file__", None))
+
+
+def _registry(value: Any) -> bool:
+    """Return whether something is one of kdstudy's registries: what else is registered there makes no difference."""
+    return type(value).__module__.startswith("kdstudy.")
 
 
 def _outside(file: str | None) -> bool:

@@ -202,3 +202,16 @@ def test_typed_in_code_is_refused():
     exec("def helper(x):\n    return x\n", space)
     with pytest.raises(KDStudyError, match=r"typed_in\.helper: its source cannot be read; define it in a file"):
         source_hash(space["helper"])
+
+
+def test_what_else_is_registered_does_not_count(cells, own_registries):
+    text = """
+from kdstudy import METHODS, Hard
+@METHODS.register("one")
+def thing(weight: float = 1.0):
+    return Hard()
+"""
+    alone = cells(text)
+    other = text.replace('"one"', '"another"').replace("thing", "other").replace("1.0", "2.0")
+    assert cells(other, text) == alone
+    assert cells(other, text.replace("1.0", "3.0")) != alone
