@@ -239,7 +239,7 @@ def _unpack(file: Path, archive: zipfile.ZipFile, said: Mapping[str, Any], root:
             raise KDStudyError(f"{file}: {wrong[0].replace(f'{unpacked}{os.sep}', '')}; nothing is imported")
         became: dict[str, list[str]] = {}
         for key in said["runs"]:
-            became.setdefault(_place(unpacked / key, root), []).append(key)
+            became.setdefault(place(unpacked / key, root), []).append(key)
         return Imported(**{name: tuple(keys) for name, keys in became.items()})
     finally:
         _clear(unpacked)
@@ -317,7 +317,7 @@ def _unpacked_problems(folder: Path, runs: Iterable[str], root: Path) -> list[st
     return [f"{folder}: its {needed[key]} {key} is missing" for key in absent]
 
 
-def _place(unpacked: Path, root: Path) -> str:
+def place(unpacked: Path, root: Path) -> str:
     """Put a run into the store in one step, unless it is there or in training; return what became of it."""
     target = root / unpacked.name
     if not (target / "result.json").exists():

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -33,6 +33,10 @@ ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if has
 SAID = ("history", "best_epoch", "origin", "made")  # what a checkpoint says beside its tensors
 
 
+class Stopped(BaseException):
+    """A training was put down because it was asked to, after its checkpoint was written."""
+
+
 class Keeper:
     """Keeps a training: what it was before goes on, what is done is kept, and a signal loses nothing.
 
@@ -46,13 +50,23 @@ class Keeper:
         origin: what has to be equal for a checkpoint to be of this training: run, data, teachers and what it starts
             from, in words.
         every: the seconds between two checkpoints.
+        stop: asked after each step whether to put the training down, for where no signal is heard, as in a thread;
+            `Stopped` is raised then. None never does.
 
     Attributes:
         made: the surroundings in which it was trained so far, one after the other; the last ones are those now.
     """
 
-    def __init__(self, training: Training, folder: Path, origin: Mapping[str, Any], every: float) -> None:
+    def __init__(
+        self,
+        training: Training,
+        folder: Path,
+        origin: Mapping[str, Any],
+        every: float,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
         self.training, self.folder, self.origin, self.every = training, folder, json.dumps(origin), every
+        self.stop = stop
         self.file, self.made = folder / CHECKPOINT, [surroundings(training)]
         self.kept, self.at = training.place, self._share()
         self.began = self.told = time.monotonic()
@@ -151,6 +165,8 @@ class Keeper:
             self._try_to_save()
             number, self._waiting = self._waiting, 0
             self._pass_on(number)
+        if self.stop is not None and self.stop() and not self.training.finished:
+            raise Stopped
 
     def _share(self) -> float:
         epoch, step, steps = self.training.place
@@ -201,6 +217,21 @@ class Keeper:
         for number, before in self._before.items():
             if signal.getsignal(number) == self._heard:
                 signal.signal(number, before)
+
+
+def reached(folder: Path) -> tuple[int, int]:
+    """Return how far the checkpoint in a run's folder is: its whole epochs, and the steps of the next; (-1, 0) if none.
+
+    Args:
+        folder: the run's folder.
+    """
+    try:
+        with safe_open(folder / CHECKPOINT, "pt") as opened:
+            epochs = len(json.loads((opened.metadata() or {})["history"]))
+            steps = int(opened.get_tensor("part/done")) if "part/done" in opened.keys() else 0  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return -1, 0
+    return epochs, steps
 
 
 def surroundings(training: Training) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from kdstudy.method import METHODS
 from kdstudy.nets import NETWORKS
 from kdstudy.registry import Registry
 from kdstudy.running import run
+from kdstudy.serving import scheduler, worker
 
 LISTS: dict[str, Registry] = {"methods": METHODS, "networks": NETWORKS, "datasets": DATASETS}
 
@@ -49,6 +50,8 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(scheduler)
+main.add_command(worker)
 
 
 @main.command(name="list")
@@ -92,7 +95,7 @@ def _lines(kind: str, notebooks: Path | None) -> list[tuple[str, str]]:
 @click.option("--torchdistill", is_flag=True, help="Install torchdistill, in an environment of its own, if it is not.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep tables and figure in this folder.")
 def bench(what: tuple[str, ...], as_json: bool, repeats: int, torchdistill: bool, out: Path | None) -> None:
-    """Measure speed, of WHAT: start, step, methods, students, growth, agreement, study, or all.
+    """Measure speed, of WHAT: start, step, methods, students, growth, agreement, study, runs, or all.
 
     Compares kdstudy's steps with the bare student step, a textbook loop and torchdistill, and whole runs and
     studies with each other.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdstudy.runs import Run
 
 _PAIRED: dict[str, str] = {}
-_SOUND: set[str] = set()  # of what a transform is known to fit, each form once a process
+_SOUND: set[str] = set()  # of what a transform or a start is known to fit, each form once a process
 _TEACHERS: dict[str, tuple[nn.Module, Shapes]] = {}
 _KEPT = 4  # teachers that are not made again for the next run
 
@@ -192,6 +192,9 @@ def _check_start(start: Run, run: Run, dataset: Dataset) -> None:
     """Refuse a run to start from whose network is not the one that is trained."""
     there = start.data.load()
     _check_alike(there, dataset, f"{run.label}: the run it starts from was trained on {there.name}")
+    form = f"start {canonical(_form(run.spec()))}"
+    if form in _SOUND:
+        return
     both = run.make_net(dataset), deployed(start, there)
     own, held = ({k: tuple(v.shape) for k, v in net.state_dict().items()} for net in both)
     if set(own) != set(held):
@@ -201,6 +204,7 @@ def _check_start(start: Run, run: Run, dataset: Dataset) -> None:
     for name, shape in own.items():
         if held[name] != shape:
             raise KDStudyError(f"{run.label}: cannot start from {start.label}: {name} is {held[name]}, must be {shape}")
+    _SOUND.add(form)
 
 
 def _check_classes(teacher: Run, student: Run, dataset: Dataset) -> None:
@@ -237,6 +241,14 @@ def _check_changed(run: Run, dataset: Dataset) -> None:
     if told:
         raise KDStudyError(f"{run.label}: {str(told[0].message).partition('. ')[0]}")
     _SOUND.add(form)
+
+
+def memory(run: Run) -> int:
+    """Return about how many bytes a run's training takes: its network, a batch of its activations, and its images."""
+    dataset = run.data.load()
+    splits = (dataset.train, dataset.validation, dataset.test)
+    held = 0 if run.data.stream else sum(split.images.numel() for split in splits)
+    return held + _memory(run.net, dataset.num_classes, dataset.shape, run.recipe.batch)
 
 
 def _check_memory(run: Run, dataset: Dataset) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from kdstudy.data import Dataset
+from kdstudy.data import Data, Dataset
 from kdstudy.display import Display
 from kdstudy.display import seconds_text as seconds_text
-from kdstudy.engines import side_by_side
 from kdstudy.method import Hard
 from kdstudy.runs import Run
 from kdstudy.train import Training
@@ -37,19 +36,22 @@ def seconds_an_image(run: Run, data: Dataset) -> float:
     return _rates[known]
 
 
-def estimate(runs: Iterable[Run]) -> dict[str, float]:
-    """Estimate how much each run adds to the time all take here, in seconds by key, from measured rates.
+def estimate(runs: Iterable[Run], side: int = 1) -> dict[str, float]:
+    """Estimate how much each run adds to the time that all take, in seconds by key, from rates measured here.
 
     A forward pass is taken to cost a third of a training step; what a teacher says of an epoch is counted
     for the first of its students alone. What cannot be measured counts nothing: it fails when it is trained.
+
+    Args:
+        runs: the runs.
+        side: how many are trained at a time, if several then in one thread each.
     """
-    runs = list(runs)
-    number, threads = side_by_side(runs), torch.get_num_threads()
+    runs, threads = list(runs), torch.get_num_threads()
     recorded: set[tuple[str, int]] = set()
-    seconds = {}
-    if number:
+    seconds = {run.key: 0.0 for run in runs}
+    if side > 1:
         torch.set_num_threads(1)
-    for run in runs:
+    for run in by_data(runs):
         data = run.data.load()
         n, epochs = data.rows, run.recipe.last_epoch
         seconds[run.key] = _rate(run, data) * epochs * (n + len(data.validation) / 3)
@@ -57,9 +59,24 @@ def estimate(runs: Iterable[Run]) -> dict[str, float]:
             if run.recipe.live or (teacher.key, epochs) not in recorded:
                 recorded.add((teacher.key, epochs))
                 seconds[run.key] += _rate(teacher, data) * epochs * n / 3
-    if number:
+    if side > 1:
         torch.set_num_threads(threads)
-    return {key: value / max(min(number, threads), 1) for key, value in seconds.items()}
+    return {key: value / max(side, 1) for key, value in seconds.items()}
+
+
+def by_data(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs with those on the same data next to each other: only a few data sets are held in memory.
+
+    Args:
+        runs: the runs.
+
+    Example:
+        >>> small, other, large = (Run("resnet8", data=Data("digits", subset=n)) for n in (100, 200, 100))
+        >>> [run.data.subset for run in by_data([small, other, large])]
+        [100, 100, 200]
+    """
+    places: dict[Data, int] = {}
+    return sorted(runs, key=lambda run: places.setdefault(run.data, len(places)))
 
 
 def _rate(run: Run, data: Dataset) -> float:
@@ -78,13 +95,15 @@ class Progress:
     Args:
         total: how many runs there are.
         missing: those that are to be trained.
+        side: how many at a time.
         refused: why others cannot be, a line each.
     """
 
-    def __init__(self, total: int, missing: list[Run], refused: Sequence[str] = ()) -> None:
-        self.seconds = estimate(missing)
+    def __init__(self, total: int, missing: list[Run], side: int = 1, refused: Sequence[str] = ()) -> None:
+        self.seconds = estimate(missing, side)
         self.whole = sum(self.seconds.values())
         self.share = dict.fromkeys(self.seconds, 0.0)
+        self.done, self.ends = 0.0, 0  # seconds of the whole, and runs
         self.failures: list[str] = []
         self.trained = 0
         self.started = time.monotonic()
@@ -99,7 +118,7 @@ class Progress:
     def epoch(self, run: Run, record: Mapping[str, Any]) -> None:
         """Show a finished epoch, and how long the run takes at this rate."""
         epoch, epochs = record["epoch"] + 1, run.recipe.last_epoch
-        self.share[run.key] = epoch / epochs
+        self._reached(run, epoch / epochs)
         left = f", about {seconds_text((epochs - epoch) * record['seconds'])} left" if epoch < epochs else ""
         accuracy = f"validation accuracy {record['validation_accuracy']:.1%}"
         self._show(f"{run.label}: epoch {epoch}/{epochs}{left}, {accuracy}")
@@ -108,9 +127,13 @@ class Progress:
         """Show that another process trains a run that nothing else is left to do beside."""
         self._show(f"{run.label}: another process trains it, waiting")
 
+    def said(self, run: Run, line: str) -> None:
+        """Show a line that was printed where a run is trained."""
+        self._show(f"{run.label}: {line}")
+
     def ended(self, run: Run, error: str | None) -> None:
         """Show that a run has ended, well or not."""
-        self.share[run.key] = 1.0
+        self._reached(run, 1.0)
         if error is not None:
             self._failed(f"{run.label} failed: {error}")
         else:
@@ -126,17 +149,24 @@ class Progress:
 
     def interrupted(self) -> None:
         """Show that somebody has ended it before its end, and that nothing is lost."""
-        ended = sum(share == 1.0 for share in self.share.values())
-        self.display.show(f"interrupted after {ended} of {len(self.share)} runs: the same call goes on from here", 1.0)
+        self.display.show(
+            f"interrupted after {self.ends} of {len(self.share)} runs: the same call goes on from here", 1.0
+        )
         self.display.close()
 
     def _failed(self, line: str) -> None:
         self.failures.append(line)
         self._show(line)
 
+    def _reached(self, run: Run, share: float) -> None:
+        before, self.share[run.key] = self.share[run.key], share
+        self.done += (share - before) * self.seconds[run.key]
+        self.ends += (share == 1) - (before == 1)
+
     def _show(self, text: str) -> None:
-        done = sum(self.share[key] * self.seconds[key] for key in self.share) / (self.whole or 1.0)
+        done = self.done / (self.whole or 1.0)
         passed = time.monotonic() - self.started
         left = passed * (1 - done) / done if done > 0.01 else self.whole
-        ended = sum(share == 1.0 for share in self.share.values())
-        self.display.show(f"{ended}/{len(self.share)} runs, about {seconds_text(left)} left; {text}", min(done, 0.999))
+        self.display.show(
+            f"{self.ends}/{len(self.share)} runs, about {seconds_text(left)} left; {text}", min(done, 0.999)
+        )

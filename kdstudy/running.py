@@ -15,11 +15,13 @@ from typing import Any
 
 import click
 
-from kdstudy import collected, grid, report
+from kdstudy import collected, engines, grid, report
 from kdstudy.errors import KDStudyError
 from kdstudy.notebooks import find_study, studies, study_name
 from kdstudy.places import project
 from kdstudy.progress import seconds_text
+
+_STOPPING = "stopping: the kernel may take a minute to put its work away"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Point:
 @click.option("--grid", "grids", multiple=True, metavar="NAME=V1,V2,...", help="Run once for each of some values.")
 @click.option("--all", "every", is_flag=True, help="Run every study.")
 @click.option("--shard", metavar="K/N", help="Do the K-th of N shares of the grid: for job arrays.")
+@click.option("--engine", help="Where to train: inline, local, local:4, or the address of a Dask scheduler.")
 @click.option("--dry-run", is_flag=True, help="Say what is missing and what it will cost; train nothing.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write; by default under reports/.")
 @click.option("--notebooks", type=click.Path(path_type=Path), help="The folder of the studies.")
@@ -54,6 +57,7 @@ def run(
     grids: tuple[str, ...],
     every: bool,
     shard: str | None,
+    engine: str | None,
     dry_run: bool,
     out: Path | None,
     notebooks: Path | None,
@@ -62,6 +66,8 @@ def run(
     """Execute a STUDY's notebook and write its report; `kdstudy list studies` names them."""
     if every == bool(study):
         raise KDStudyError("name one study, or all of them with --all")
+    if engine is not None:
+        engines.check(engine)
     chosen = list(studies(notebooks).values()) if every else [find_study(str(study), notebooks)]
     texts = [*given, *([("scale", scale)] if scale is not None else [])]
     alone = not every and not grids
@@ -72,7 +78,7 @@ def run(
     if not share:
         return
     try:
-        with _stoppable():
+        with stoppable(_STOPPING), report.environment(**({} if engine is None else {"KDSTUDY_ENGINE": engine})):
             if dry_run:
                 good = _plan(share, timeout)
             else:
@@ -192,15 +198,19 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let what asks a command to end do so as an interrupt does, once: more of it does not disturb the ending."""
+def stoppable(said: str) -> Iterator[None]:
+    """Let what asks a command to end do so as an interrupt does, once: more of it does not disturb the ending.
+
+    Args:
+        said: what is said then.
+    """
     before: dict[int, Any] = {}
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, lambda *_: None)  # not SIG_IGN, which processes would inherit
         with suppress(OSError):  # the terminal may be what has gone
-            click.echo("stopping: the kernel may take a minute to put its work away", err=True)
+            click.echo(said, err=True)
         raise Stopped(number)
 
     if threading.current_thread() is threading.main_thread():

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdstudy import nets
-from kdstudy.checkpoint import Keeper
+from kdstudy.checkpoint import Keeper, Stopped
 from kdstudy.data import Data, Dataset
 from kdstudy.data.dataset import stratified_order
 from kdstudy.errors import KDStudyError
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from kdstudy.runs import Run
 
 CHECKPOINT_SECONDS = 30.0
+ASKING = 0.5  # seconds after which who waits for a lock asks whether it still should
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,22 +230,27 @@ class Store:
             raise KDStudyError(f"{run.label}: what was stored of it has gone at once: ask for it again")
         return found
 
-    def epochs(self, run: Run) -> Iterator[dict[str, Any]]:
+    def epochs(self, run: Run, stop: Callable[[], bool] | None = None) -> Iterator[dict[str, Any]]:
         """Train a run and yield the record of each epoch as soon as it is done; nothing if it is finished.
 
         A second process that wants the same run waits for the first and then finds it finished. Wherever this ends
         before the last epoch, by a signal, an error or because nobody asks for more, a checkpoint remains.
 
+        Args:
+            run: the run.
+            stop: asked after each step, and while it waits, whether to put the training down; None never does.
+
         Raises:
             KDStudyError: if training diverges.
+            Stopped: if `stop` says so.
         """
         if self.find(run):
             return
         taught_by = [self._sound(teacher) for teacher in run.teachers]
         start = None if isinstance(run.init, Pretrained | None) else self._sound(run.init)
-        with self._lock(run):
+        with self._lock(run, stop):
             if not self._find_held(run):
-                yield from self._epochs(run, taught_by, start)
+                yield from self._epochs(run, taught_by, start, stop)
 
     def _sound(self, run: Run) -> Result:
         """Return a finished run all of whose files are as they were written, training it if need be."""
@@ -261,13 +267,26 @@ class Store:
         """Return whether another process trains a run at this moment."""
         return busy(self.root, run.key)
 
-    def _lock(self, run: Run) -> AbstractContextManager:
-        """Return the lock of a run, held until the end of the context."""
+    def lock(self, run: Run) -> filelock.BaseFileLock:
+        """Return the lock of a run, not held yet: who trains it, or has it trained elsewhere, holds it meanwhile."""
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            return filelock.FileLock(self.root / f"{run.key}.lock").acquire()
+            return filelock.FileLock(self.root / f"{run.key}.lock")
 
-    def _epochs(self, run: Run, taught_by: list[Result], start: Result | None) -> Iterator[dict[str, Any]]:
+    def _lock(self, run: Run, stop: Callable[[], bool] | None) -> AbstractContextManager:
+        """Return the lock of a run, held until the end of the context."""
+        lock = self.lock(run)
+        with writing(self.root):
+            while stop is not None:
+                if stop():
+                    raise Stopped
+                with suppress(filelock.Timeout):
+                    return lock.acquire(timeout=ASKING)
+            return lock.acquire()
+
+    def _epochs(
+        self, run: Run, taught_by: list[Result], start: Result | None, stop: Callable[[], bool] | None
+    ) -> Iterator[dict[str, Any]]:
         folder = self.folder(run)
         write_atomically(folder / "spec.json", lambda file: file.write_text(canonical(run.spec())))
         for left in folder.glob("*.partial"):  # by a process that was killed
@@ -276,7 +295,7 @@ class Store:
             training = _prepare(run, run.data.load(), self.root, None, [_seeing(t, run.data) for t in taught_by], start)
             origin = {"run": run.key, "data": training.data.fingerprint, "teachers": weights_of(taught_by)}
             origin |= {"init": weights_of([start])} if start else {}
-            keeper = Keeper(training, folder, origin, CHECKPOINT_SECONDS)
+            keeper = Keeper(training, folder, origin, CHECKPOINT_SECONDS, stop)
             keeper.resume()
             with keeper:
                 yield from training.epochs()

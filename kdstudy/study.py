@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 
 from kdstudy.account import tell
-from kdstudy.engines import Event, execute, in_words, needed_failed, side_by_side
+from kdstudy.engines import Engine, Event, in_words, needed_failed, pace
+from kdstudy.engines import engine as engine_of
 from kdstudy.errors import KDStudyError, unknown
 from kdstudy.method import METHODS
-from kdstudy.progress import Progress, estimate, seconds_text
+from kdstudy.progress import Progress, by_data, estimate, seconds_text
 from kdstudy.runs import Run
 from kdstudy.specs import data_label, start_label, transform_label
 from kdstudy.store import Result, Store
@@ -78,17 +79,18 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
     ordered: dict[str, Run] = {}
 
     def visit(run: Run) -> None:
-        key = run.key  # which refuses a circle
+        if (key := run.key) in ordered:  # the key refuses a circle
+            return
         for other in run.builds_on:
             visit(other)
-        ordered.setdefault(key, run)
+        ordered[key] = run
 
     for run in runs:
         visit(run)
     return list(ordered.values())
 
 
-def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
+def study(runs: Iterable[Run], *, engine: Any = None, store: Store | None = None) -> pd.DataFrame:
     """Train what is missing of some runs, teachers first, and return them all as a table.
 
     Says beforehand how many runs there are and about how long they take, from rates measured here, and which feature
@@ -99,6 +101,9 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     Args:
         runs: the runs; their teachers and what they start from are trained too, but have no rows unless they are
             listed.
+        engine: where they are trained: "inline" (in this process), "local" (side by side on this machine; "local:4"
+            by four workers), the address of a Dask scheduler, or a `dask.distributed.Client`; None takes
+            `KDSTUDY_ENGINE`, by default what is fastest for these runs.
         store: where finished runs are kept; None takes the default one.
 
     Returns:
@@ -111,6 +116,7 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
 
     Raises:
         Planned: in a dry run (`KDSTUDY_DRY_RUN`), if runs are missing.
+        KDStudyError: if there is no such engine, or nothing can be trained there.
 
     Example:
         >>> from kdstudy import Recipe
@@ -120,29 +126,20 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     """
     runs, store = _listed(runs), store or Store()
     ordered = in_order(runs)
-    missing = [run for run in ordered if store.find(run) is None]
+    found = {run.key: store.find(run) for run in ordered}
+    missing = [run for run in ordered if found[run.key] is None]
     failed = _unfit(missing)
     wanted = {run.key for run in in_order(run for run in runs if run.key not in failed)}  # no refused run's teachers
     ordered = [run for run in ordered if run.key in failed or run.key in wanted]
     missing = [run for run in missing if run.key not in failed and run.key in wanted]
     tell(runs=[run.key for run in ordered])
-    if missing and os.environ.get("KDSTUDY_DRY_RUN"):
-        raise _planned(len(ordered), missing, failed)
     refused = [f"{run.label} failed: {failed[run.key]}" for run in ordered if run.key in failed]
-    show = Progress(len(ordered), missing, refused)
-    for line in _pairings(missing):
-        show.display.show(line, 0.0)
-    try:
-        with closing(execute(missing, store)) as events:  # an interrupt is to leave neither lock nor worker behind
-            for event in events:
-                _show(show, event)
-                if event.error is not None:
-                    failed[event.run.key] = event.error
-    except KeyboardInterrupt:
-        show.interrupted()
-        raise
-    show.close()
-    found = {run.key: store.find(run) for run in ordered}
+    with engine_of(engine, missing) as where:
+        if missing and os.environ.get("KDSTUDY_DRY_RUN"):
+            raise _planned(len(ordered), missing, failed, where)
+        failed |= _train(missing, store, where, Progress(len(ordered), missing, pace(where), refused))
+    if missing:
+        found = {run.key: store.find(run) for run in ordered}
     rows = [_row(run, found, failed) for run in runs]
     if line := _of_other_data(ordered, found):
         warnings.warn(line, stacklevel=2)
@@ -151,11 +148,33 @@ def study(runs: Iterable[Run], *, store: Store | None = None) -> pd.DataFrame:
     return table.assign(**{name: math.nan for name in METRICS if rows and name not in table})
 
 
+def _train(missing: list[Run], store: Store, engine: Engine, show: Progress) -> dict[str, str]:
+    """Train what is missing and show it meanwhile; return why runs failed, by their keys."""
+    failed = {}
+    for line in _pairings(missing):
+        show.display.show(line, 0.0)
+    try:
+        with closing(engine.execute(missing, store)) as events:  # an interrupt leaves neither lock nor worker behind
+            for event in events:
+                _show(show, event)
+                if event.error is not None:
+                    failed[event.run.key] = event.error
+    except KeyboardInterrupt:
+        show.interrupted()
+        raise
+    show.close()
+    return failed
+
+
 def _show(show: Progress, event: Event) -> None:
     if event.record is not None:
         show.epoch(event.run, event.record)
     elif event.waits:
         show.waits(event.run)
+    elif event.said:
+        show.said(event.run, event.said)
+    elif event.warned:
+        warnings.warn(f"{event.run.label}: {event.warned}", stacklevel=2)
     else:
         show.ended(event.run, event.error)
 
@@ -171,10 +190,13 @@ def _listed(runs: Iterable[Run]) -> list[Run]:
     return listed
 
 
-def _unfit(runs: Iterable[Run]) -> dict[str, str]:
+def _unfit(runs: Sequence[Run]) -> dict[str, str]:
     """Return why some of the runs, teachers before students, cannot be trained, by their keys."""
     found: dict[str, str] = {}
+    level: dict[str, int] = {}
     for run in runs:
+        level[run.key] = 1 + max((level.get(other.key, 0) for other in run.builds_on), default=0)
+    for run in sorted(by_data(runs), key=lambda run: level[run.key]):
         error = needed_failed(run, found)
         if error is not None:
             found[run.key] = error
@@ -183,20 +205,21 @@ def _unfit(runs: Iterable[Run]) -> dict[str, str]:
             run.check()
         except Exception as reason:  # whatever it is, the other runs go on
             found[run.key] = in_words(reason)
-    return found
+    return {run.key: found[run.key] for run in runs if run.key in found}
 
 
-def _pairings(runs: Iterable[Run]) -> list[str]:
+def _pairings(runs: Sequence[Run]) -> list[str]:
     """Say which feature maps learn from which, each line once."""
-    said = {f"{run.net.label} {run.method}: {run.paired}": None for run in runs if run.paired}
+    paired = {run.key: run.paired for run in by_data(runs)}
+    said = {f"{run.net.label} {run.method}: {paired[run.key]}": None for run in runs if paired[run.key]}
     return list(said)
 
 
-def _planned(total: int, missing: list[Run], failed: Mapping[str, str]) -> Planned:
+def _planned(total: int, missing: list[Run], failed: Mapping[str, str], engine: Engine) -> Planned:
     """Tell what is missing and what it is estimated to cost, and return it as the end of the study."""
-    seconds = estimate(missing)
+    seconds = estimate(missing, pace(engine))
     error = f"{len(failed)} of {total} runs cannot be trained, first: {next(iter(failed.values()))}" if failed else ""
-    tell(missing=seconds, workers=side_by_side(missing), error=error)
+    tell(missing=seconds, workers=0 if engine.name == "inline" else engine.side, error=error)
     cost = seconds_text(sum(seconds.values()))
     return Planned(f"dry run: {len(missing)} of {total} runs to train, about {cost}; nothing was trained")
 

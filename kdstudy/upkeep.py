@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -26,6 +27,7 @@ WORDS: dict[Kind, str] = {
     "unfinished": "unfinished runs",
     "stale": "partial files and locks left behind",
 }
+_LOCK = re.compile(rf"{KEY.pattern}|import|engine-[0-9a-f]{{16}}")  # of a run, an import, a study that is under way
 IMPORT = "import"  # the name of the lock that an import holds, and of the folder it unpacks into
 
 
@@ -187,7 +189,7 @@ def leftovers(root: Path | None = None) -> list[Leftover]:
             left = [file for kind in ("partial", "lock") for file in sorted(path.rglob(f"*.{kind}"))]
             found += [Leftover("stale", file) for file in left]
             found.append(Leftover("recordings", path))
-        locks = [file for file in sorted(root.glob("*.lock")) if KEY.fullmatch(file.stem) or file.stem == IMPORT]
+        locks = [file for file in sorted(root.glob("*.lock")) if _LOCK.fullmatch(file.stem)]
         return found + [Leftover("stale", file, file.stem) for file in locks if not busy(root, file.stem)]
 
 

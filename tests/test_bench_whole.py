@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +17,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from kdstudy import DATASETS, Data, KDStudyError, Recipe, Store
+from kdstudy import DATASETS, Data, KDStudyError, Recipe, Run, Store
 from kdstudy.bench import agreeing, growing, kept, setting, starting, studying, whole
+from kdstudy.engines import Engine, Event, Inline, Local
 from kdstudy.epoch import Epoch
 from kdstudy.places import checksum
 from kdstudy.replay import Recorder
@@ -297,17 +297,26 @@ def test_a_study_runs_replayed_and_live_by_turns(monkeypatch: pytest.MonkeyPatch
 
 
 def test_both_engines_train_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
-    monkeypatch.setattr(studying, "execute", lambda runs, store: used.append((_engine(), [r.key for r in runs])) or [])
+    used: list[tuple[str, list[str]]] = []
+
+    def executed(self: Engine, runs: list[Run], store: Store) -> list[Event]:
+        used.append((self.name, [run.key for run in runs]))
+        return [Event(run) for run in runs]
+
+    for kind in (Inline, Local):
+        monkeypatch.setattr(kind, "execute", executed)
     said = studying.engines(1, runs=3, images=70, epochs=1)
-    assert [name for name, _ in used] == ["here", "workers"] * 2
+    assert [name for name, _ in used] == ["inline", Local().name] * 2
     keys = [key for _, these in used for key in these]
     assert len(keys) == len(set(keys)) == 12  # nothing is found finished
-    assert set(said["values"]) == {"here", "workers"}
+    assert set(said["values"]) == {"inline", "local"}
+    assert said["ratios"].keys() == {"local / inline"}
 
 
-def _engine() -> str | None:
-    return os.environ.get("KDSTUDY_ENGINE")
+def test_a_run_that_fails_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Inline, "execute", lambda self, runs, store: [Event(runs[0], error="no room")])
+    with pytest.raises(KDStudyError, match=r"^resnet8 scratch seed 0 failed: no room$"):
+        studying.engines(1, runs=3, images=70, epochs=1)
 
 
 STEP = {
@@ -346,7 +355,7 @@ def _width(file: Path) -> int:
 
 
 def test_what_is_not_drawn_leaves_no_figure(tmp_path: Path) -> None:
-    said = setting.result("study", "engines", "", {"here": [1.0]}, "images/s", ratios={})
+    said = setting.result("study", "engines", "", {"inline": [1.0]}, "images/s", ratios={})
     assert kept.keep([said], tmp_path) == [tmp_path / "study.csv"]
 
 

@@ -99,6 +99,11 @@ REFUSED = {
     ),
     "out is the studies' folder": (["run", "nothing", "--out", "notebooks"], "notebooks is where the study itself"),
     "no folder": (["run", "nothing", "--notebooks", "none"], "no folder of notebooks at none: name one"),
+    "unknown engine": (["run", "nothing", "--engine", "lcoal"], "unknown engine 'lcoal': did you mean 'local'?"),
+    "engine for all to reach": (
+        ["run", "nothing", "--engine", "tcp://10.0.0.1:1"],
+        "tcp://10.0.0.1:1: whoever reaches",
+    ),
     "unknown command": (["rnu", "nothing"], "unknown command 'rnu': did you mean 'run'?"),
     "unknown list": (["list", "method"], "unknown list 'method': did you mean 'methods'?"),
 }
@@ -141,6 +146,22 @@ def test_a_study_is_run_with_its_parameters(folder, ran):
         "nothing: finished in 1.5 s",
         f"report: {out / 'report.html'}",
     ]
+
+
+def test_the_kernels_are_told_the_engine(folder, ran, monkeypatch):
+    told, run_study = [], report.run_study
+
+    def noted(*given, **more):
+        told.append(os.environ["KDSTUDY_ENGINE"])
+        return run_study(*given, **more)
+
+    monkeypatch.setattr(report, "run_study", noted)
+    monkeypatch.setenv("KDSTUDY_ENGINE", "local:7")
+    for engine in ("inline", "local:2", "tcp://127.0.0.1:1?GPU=1"):  # where nobody need be yet
+        assert call("run", "nothing", "--engine", engine).exit_code == 0
+    assert call("run", "nothing").exit_code == 0
+    assert told == ["inline", "local:2", "tcp://127.0.0.1:1?GPU=1", "local:7"]
+    assert os.environ["KDSTUDY_ENGINE"] == "local:7"
 
 
 def test_out_is_where_one_report_goes(folder, ran):

@@ -315,12 +315,12 @@ def test_an_empty_store_says_what_is_to_train(tmp_path: Path) -> None:
 def test_ticking_draws_anew_and_the_button_trains_what_is_missing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def workers(runs: list[Run], store: Store, number: int, stop: threading.Event) -> Any:
+    def workers(self: object, runs: list[Run], store: Store, stop: threading.Event) -> Any:
         for run in runs:
             store.train(run)
         yield from ()
 
-    monkeypatch.setattr("kdstudy.widgets.live.workers", workers)
+    monkeypatch.setattr("kdstudy.engines.local.Local.execute", workers)
     lose(store, runs(WIDE)[0])
     explorer: Explorer = widgets.combine(CELLS, store=store)
     _, row, picture, below, *_ = explorer.widget.children

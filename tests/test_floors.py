@@ -29,12 +29,15 @@ FLOORS = """
     | methods.* methods
     | replay recipe epoch train
     | networks specs stored recordings checkpoint finish fitting store listing upkeep bundle
-        runs engines progress account study costs
+        runs
+        engines.event engines.inline engines.node engines.courier engines.session engines.cluster engines.crew
+        engines.local engines
+        progress account study costs
     | pages effects claims factorial landscape between representations published pictures plots maps front
         exercises.exercise exercises.primer exercises notebooks grid saving executing report collected
         bench.timing bench.textbook bench.torchdistill bench.steps
         bench.setting bench.growing bench.agreeing bench.studying bench.starting bench.whole bench.kept
-        bench.methods bench shelf
+        bench.many bench.methods bench shelf
         widgets.look widgets.shown widgets.controls widgets.kinds widgets.drawing widgets.live widgets.explorer
         widgets.answers widgets.judged widgets.thumbs widgets.soft widgets.browser
         widgets.matrix widgets.gap widgets.curves widgets.points widgets.pair widgets.twins
@@ -42,7 +45,7 @@ FLOORS = """
         widgets.fields widgets.sums widgets.combine widgets.along
         widgets.disagreement widgets.between
         widgets
-    | __init__ running cli __main__
+    | __init__ running serving cli __main__
 """
 ORDER = {name: place for place, name in enumerate(FLOORS.replace("|", " ").split())}
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdstudy import Data, Net, Pretrained, Recipe, Run, Store, bundle, listing, stored, study, upkeep
-from kdstudy.engines import _ready, needed_failed
+from kdstudy.engines import needed_failed
+from kdstudy.engines.event import Graph
 from kdstudy.errors import KDStudyError
 from kdstudy.method import METHODS, Hard, Match, Method, Nets, Soft, Step, Sum
 from kdstudy.nets import create
@@ -172,11 +173,16 @@ def test_all_it_needs_comes_before_it_in_a_study(order):
     assert set(table["status"]) == {"finished"}
 
 
-def test_workers_wait_for_it():
-    assert _ready([FIRST, SECOND], [FIRST, SECOND, TEACHER]) == []
-    assert _ready([FIRST, SECOND], [FIRST, SECOND]) == [FIRST]
-    assert _ready([SECOND], [SECOND, FIRST]) == []
-    assert _ready([SECOND], [SECOND]) == [SECOND]
+def test_an_engine_waits_for_it():
+    graph = Graph([TEACHER, FIRST, SECOND])
+    for run in (TEACHER, FIRST, SECOND):
+        assert graph.take(Store()) == (run, False)
+        assert not graph.ready
+        graph.ended(run)
+    graph = Graph([FIRST, SECOND])  # the teacher is there
+    assert graph.take(Store()) == (FIRST, False)
+    assert not graph.ready
+    assert Graph([SECOND]).take(Store()) == (SECOND, False)
 
 
 def test_a_dry_run_counts_it(monkeypatch):

@@ -413,12 +413,12 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[list[Run]], thr
     given: list[list[Run]] = []
     go_on = threading.Event()
 
-    def workers(runs: list[Run], store: Any, number: int, stop: threading.Event) -> Any:
+    def workers(self: object, runs: list[Run], store: Any, stop: threading.Event) -> Any:
         given.append(runs)
         assert go_on.wait(20)
         yield from ()
 
-    monkeypatch.setattr("kdstudy.widgets.live.workers", workers)
+    monkeypatch.setattr("kdstudy.engines.local.Local.execute", workers)
     yield given, go_on
     go_on.set()
 
@@ -427,12 +427,12 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[list[Run]], thr
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that train in this process, which starts sooner."""
 
-    def workers(runs: list[Run], store: Store, number: int, stop: threading.Event) -> Any:
+    def workers(self: object, runs: list[Run], store: Store, stop: threading.Event) -> Any:
         for run in runs:
             store.train(run)
         yield from ()
 
-    monkeypatch.setattr("kdstudy.widgets.live.workers", workers)
+    monkeypatch.setattr("kdstudy.engines.local.Local.execute", workers)
 
 
 def parts(explorer: Explorer) -> tuple[Any, Any, Any, Any, Any]:

@@ -1,9 +1,8 @@
 """Many runs as one table: order, failures, settings, engines, and what is shown meanwhile."""
 
 import dataclasses
-import os
+import importlib
 import re
-import signal
 import sys
 
 import filelock
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from kdstudy import Data, Net, Recipe, Run, account, progress, study
 from kdstudy import engines as engines_module
-from kdstudy.engines import execute, here, workers
+from kdstudy import store as store_module
+from kdstudy.engines import Inline, Local, crew, engine
 from kdstudy.errors import KDStudyError
 from kdstudy.method import METHODS, Method, Soft, Step
 from kdstudy.nets import NETWORKS
@@ -56,10 +56,6 @@ def own_methods():
     METHODS.register("diverges")(diverges)
     yield
     del METHODS["breaks"], METHODS["diverges"]
-
-
-def ends(events):
-    return {event.run.key: event.error for event in events if event.record is None}
 
 
 # The order
@@ -208,7 +204,9 @@ def test_what_its_check_refuses_fails_with_its_students_before_anything_is_train
         f"{grandstudent.label} failed: its teacher {student.label} failed: {first}",
         f"{worse.label} failed: {much}",
     ]
-    assert [(total, runs, sorted(said)) for total, runs, said in shown] == [(6, [other], sorted(refused))]
+    assert [(total, runs, side, sorted(said)) for total, runs, side, said in shown] == [
+        (6, [other], 1, sorted(refused))
+    ]
     assert table["status"].tolist() == ["failed", "failed", "finished", "finished", "failed"]
     assert table["error"].tolist() == [
         f"its teacher {student.label} failed: its teacher {bad.label} failed: has other classes",
@@ -322,75 +320,123 @@ def test_an_unknown_scale_is_refused(monkeypatch):
 
 @pytest.fixture
 def started(monkeypatch):
-    """The workers that are started."""
-    made = []
+    """The processes of the workers that are started."""
+    made, start = [], crew.Crew._start
 
-    class Known(engines_module.Worker):
-        def __init__(self, root):
-            super().__init__(root)
-            made.append(self)
+    def known(self, *args):
+        made.append(start(self, *args))
+        return made[-1]
 
-    monkeypatch.setattr(engines_module, "Worker", Known)
+    monkeypatch.setattr(crew.Crew, "_start", known)
     return made
 
 
-def test_workers_give_the_same_table_as_here(tmp_path, monkeypatch, started):
+def gone(processes):
+    return all(process.returncode is not None for process in processes)
+
+
+def test_workers_give_the_same_table_as_this_process(tmp_path, started):
     runs = [STUDENT.but(seed=1), STUDENT, PLAIN, PLAIN.but(net=Net("resnet8", width=0))]
-    tables = {}
-    for engine in ("here", "workers"):
-        monkeypatch.setenv("KDSTUDY_ENGINE", engine)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as many workers; each has a thread of its own
-        monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # and this process keeps its one
-        tables[engine] = study(runs, store=Store(tmp_path / engine)).drop(columns="train_seconds")
-    pd.testing.assert_frame_equal(tables["here"], tables["workers"], check_exact=True)
-    assert tables["here"]["status"].tolist() == ["finished"] * 3 + ["failed"]
+    tables = {
+        name: study(runs, engine=name, store=Store(tmp_path / name[:5])).drop(columns="train_seconds")
+        for name in ("inline", "local:2")
+    }
+    pd.testing.assert_frame_equal(*tables.values(), check_exact=True)
+    assert tables["inline"]["status"].tolist() == ["finished"] * 3 + ["failed"]
     assert len(started) == 2
-    assert [worker.process.returncode for worker in started] == [-signal.SIGTERM] * 2
+    assert gone(started)
     for run in (TEACHER, *runs[:3]):
-        weights = [(tmp_path / engine / run.key / "weights.safetensors").read_bytes() for engine in tables]
+        weights = [(tmp_path / name[:5] / run.key / "weights.safetensors").read_bytes() for name in tables]
         assert weights[0] == weights[1]
 
 
-def test_a_killed_worker_fails_its_run_alone_and_all_are_gone_where_the_consumer_stops(tmp_path, started):
-    store = Store(tmp_path)
-    victim = PLAIN.but(recipe=Recipe(epochs=5000, batch=16, precision="float32"))
-    student, other, unwanted = PLAIN.but(method="kd", teachers=(victim,)), PLAIN.but(seed=1), victim.but(seed=2)
-    said, killed = {}, False
-    events = workers([victim, student, other, unwanted], store, 1)
-    for event in events:
-        if event.run == victim and event.record is not None and not killed:
-            killed = True
-            os.kill(started[0].process.pid, signal.SIGKILL)
-        if event.run == unwanted:
-            break
-        if event.record is None:
-            said[event.run] = event.error
-    events.close()
-    assert said == {
-        victim: "its process died (exit code -9): killed from outside, or out of memory",
-        student: f"its teacher {victim.label} failed: {said[victim]}",
+MORTAL = """
+import os, signal
+from pathlib import Path
+from kdstudy import METHODS, Hard, Method, store
+
+store.CHECKPOINT_SECONDS = -1  # after every step
+
+
+class Mortal(Method):
+    def __init__(self, lives, log):
+        super().__init__()
+        self.lives, self.log = lives, Path(log)
+
+    def forward(self, step):
+        deaths = self.log.read_text().count("died") if self.log.exists() else 0
+        dies = step.progress > 0.5 and deaths < self.lives
+        with self.log.open("a") as out:
+            out.write("died " if dies else f"{step.progress:.3f} ")
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Hard()(step)
+
+
+@METHODS.register("mortal")
+def mortal(lives: int = 0, log: str = "") -> Method:
+    return Mortal(lives, log)
+"""
+
+
+@pytest.fixture
+def mortal(tmp_path, monkeypatch):
+    """A module of the user's own with a method whose process dies in the middle of a training."""
+    monkeypatch.setattr(store_module, "CHECKPOINT_SECONDS", 30.0)  # and put it back
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mortals.py").write_text(MORTAL)
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    yield importlib.import_module("mortals")
+    del sys.modules["mortals"]
+
+
+def test_killed_workers_are_replaced_and_a_run_that_kills_them_is_given_up(tmp_path, mortal, started):
+    once, always = ({"lives": lives, "log": str(tmp_path / f"{lives}.log")} for lives in (1, 10**6))
+    recipe = Recipe(epochs=4, batch=32, precision="float32")
+    frail = PLAIN.but(method="mortal", params=once, recipe=recipe)
+    deadly = PLAIN.but(method="mortal", params=always, recipe=recipe, seed=1)
+    student, other = PLAIN.but(method="kd", teachers=(deadly,)), PLAIN.but(seed=2)
+    events = list(Local(2).execute([frail, deadly, student, other], Store(tmp_path / "runs")))
+    ended = {event.run: event.error for event in events if event.ends}
+    assert re.fullmatch(
+        r"3 workers died training it, the last one on \S+, where it was in epoch 3 of 4 and took \d+ MB: "
+        r"killed from outside, or out of memory",
+        ended[deadly],
+    )
+    assert ended == {
+        frail: None,
+        deadly: ended[deadly],
+        student: f"its teacher {deadly.label} failed: {ended[deadly]}",
         other: None,
     }
-    assert store.find(other) is not None
-    assert [worker.process.returncode for worker in started] == [-signal.SIGKILL, -signal.SIGTERM]
-    assert started[1].connection.closed
-    for run in (victim, unwanted):  # no lock is left
-        filelock.FileLock(tmp_path / f"{run.key}.lock").acquire(timeout=0).lock.release()
+    epochs = [event.record["epoch"] for event in events if event.run == frail and event.record is not None]
+    assert epochs == [0, 1, 2, 3]
+    steps = (tmp_path / "1.log").read_text().split()
+    assert len(steps) - 1 == len(set(steps)) - 1 == 4 * 3  # none is taken twice: it goes on from its checkpoint
+    assert 0 < steps.index("died") < 12
+    assert gone(started)
+    for run in (frail, deadly, student, other):
+        with Store(tmp_path / "runs").lock(run).acquire(timeout=0):
+            pass
+    whole = Store(tmp_path / "whole").train(frail)
+    assert Store(tmp_path / "runs").find(frail).digests["weights.safetensors"] == whole.digests["weights.safetensors"]
 
 
-def test_a_worker_that_cannot_start_fails_its_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines_module, "_CODE", engines_module._CODE.replace("kdstudy.engines", "os"))
-    student = PLAIN.but(method="kd", teachers=(PLAIN,))
-    died = "its process died (exit code 1): killed from outside, or out of memory"
-    assert ends(workers([PLAIN, student], Store(tmp_path), 1)) == {
-        PLAIN.key: died,
-        student.key: f"its teacher {PLAIN.label} failed: {died}",  # the last to end, when no worker is busy any more
-    }
+def test_workers_that_cannot_start_are_told_in_one_line(tmp_path, monkeypatch, started):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho first >&2\necho no room for a worker >&2\nexit 3\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(KDStudyError) as caught:
+        study([PLAIN, STUDENT], engine="local:2")
+    assert str(caught.value) == "workers cannot be started (exit code 3): no room for a worker"
+    assert gone(started)
+    assert Store().find(PLAIN) is None
 
 
-def test_here_yields_every_epoch_and_the_end(tmp_path):
+def test_inline_yields_every_epoch_and_the_end(tmp_path):
     run = PLAIN.but(recipe=Recipe(epochs=2, batch=32, precision="float32"))
-    events = list(here([run, run.but(seed=1)], Store(tmp_path)))
+    events = list(Inline().execute([run, run.but(seed=1)], Store(tmp_path)))
     assert [(event.run.seed, event.record and event.record["epoch"], event.error) for event in events] == [
         (0, 0, None),
         (0, 1, None),
@@ -403,57 +449,108 @@ def test_here_yields_every_epoch_and_the_end(tmp_path):
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """Which engine is chosen, on a machine with two cores and no GPU."""
-    said = []
-    monkeypatch.setattr(engines_module, "here", lambda runs, store: said.append("here"))
-    monkeypatch.setattr(engines_module, "workers", lambda runs, store, number: said.append(f"{number} workers"))
+    """Return the name of the engine that is chosen, on a machine with two cores and no GPU."""
     monkeypatch.setattr(engines_module, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(crew, "devices", lambda: [])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    return said
+
+    def name(*runs, said=None):
+        with engine(said, runs) as meant:
+            return meant.name
+
+    return name
 
 
 LONG = PLAIN.but(recipe=Recipe(epochs=1000, batch=32))
+MUCH = LONG, LONG.but(seed=1)
 
 
 def test_workers_are_chosen_where_they_are_worth_it(chosen, monkeypatch):
-    much = [LONG, LONG.but(seed=1)]
-    execute(much, Store())
-    execute(much[:1], Store())
-    execute([PLAIN, PLAIN.but(seed=1)], Store())
-    assert chosen == ["2 workers", "here", "here"]
-    monkeypatch.setattr(engines_module, "default_device", lambda: torch.device("cuda"))
-    execute(much, Store())
-    monkeypatch.setattr(engines_module, "default_device", lambda: torch.device("cpu"))
+    assert chosen(*MUCH) == "local:2"
+    assert chosen(LONG) == chosen(PLAIN, PLAIN.but(seed=1)) == chosen() == "inline"
+    half = LONG.but(recipe=dataclasses.replace(LONG.recipe, stop=250))
+    assert chosen(half, half.but(seed=1)) == "inline"  # 50,000 images, which is not more than is worthwhile
+    assert chosen(half, LONG) == "local:2"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    execute(much, Store())
-    assert chosen[3:] == ["here", "here"]
+    assert chosen(*MUCH) == "inline"
 
 
-def test_what_a_notebook_registers_is_trained_here(chosen, own_methods):
-    own = LONG.but(method="breaks")
-    execute([LONG, own], Store())
-    execute([LONG, LONG.but(method="kd", teachers=(own,))], Store())
-    NETWORKS.register("mine")(lambda num_classes=10, channels=3: None)
-    execute([LONG, LONG.but(net="mine")], Store())
-    assert chosen == ["here"] * 3
+def test_as_many_workers_are_chosen_as_memory_has_room_for(chosen, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(engines_module, "memory", lambda run: 300 * 10**6 * (run.seed + 1))
+    monkeypatch.setattr(crew, "available_memory", lambda: 4 * 10**9)
+    assert chosen(*MUCH) == "local:3"  # 1.3 GB each, by the one that takes most
+    monkeypatch.setattr(crew, "available_memory", lambda: 2 * 10**9)
+    assert chosen(*MUCH) == "inline"
 
 
-def test_the_environment_names_the_engine(chosen, monkeypatch):
-    monkeypatch.setenv("KDSTUDY_ENGINE", "workers")
-    execute([PLAIN], Store())
-    monkeypatch.setenv("KDSTUDY_ENGINE", "here")
-    execute([LONG, LONG.but(seed=1)], Store())
-    assert chosen == ["2 workers", "here"]
-    monkeypatch.setenv("KDSTUDY_ENGINE", "workers:3")
-    execute([PLAIN], Store())
-    assert chosen[-1] == "3 workers"
-    for wrong in ("workers:0", "workers:two", "here:2"):
-        monkeypatch.setenv("KDSTUDY_ENGINE", wrong)
-        with pytest.raises(KDStudyError, match=f"engine '{wrong}': 'workers:4' is four processes"):
-            execute([PLAIN], Store())
-    monkeypatch.setenv("KDSTUDY_ENGINE", "worker")
-    with pytest.raises(KDStudyError, match="unknown engine 'worker': did you mean 'workers'?"):
-        execute([PLAIN], Store())
+def test_of_several_gpus_each_gets_a_worker(chosen, monkeypatch):
+    monkeypatch.setattr(engines_module, "default_device", lambda: torch.device("cuda"))
+    assert chosen(*MUCH) == "inline"
+    monkeypatch.setattr(crew, "devices", lambda: ["0"])
+    assert chosen(*MUCH) == "inline"
+    monkeypatch.setattr(crew, "devices", lambda: ["0", "1", "5"])
+    assert chosen(*MUCH) == "local:3"
+    assert chosen(PLAIN, PLAIN.but(seed=1)) == "local:3"
+    assert chosen(LONG) == "inline"
+
+
+def notebooks_own(function):
+    """Return a function as a cell of a notebook defines it."""
+    function.__module__ = "__main__"
+    return function
+
+
+def test_what_a_notebook_registers_is_trained_in_its_process(chosen):
+    METHODS.register("own")(notebooks_own(lambda: Breaks()))
+    own = LONG.but(method="own")
+    assert chosen(LONG, own) == "inline"
+    assert chosen(LONG, LONG.but(method="kd", teachers=(own,))) == "inline"
+    NETWORKS.register("mine")(notebooks_own(lambda num_classes=10, channels=3: None))
+    assert chosen(LONG, LONG.but(net="mine")) == "inline"
+
+
+def test_what_a_module_registers_is_trained_by_workers(chosen, mortal):
+    assert chosen(LONG, LONG.but(method="mortal")) == "local:2"
+
+
+def test_what_only_a_notebook_knows_is_refused_by_workers_in_a_line(started):
+    METHODS.register("own")(notebooks_own(lambda: Breaks()))
+    own = PLAIN.but(method="own")
+    table = study([own, PLAIN.but(method="kd", teachers=(own,))], engine="local:1")
+    first, second = table["error"]
+    assert first == (
+        "method 'own' is defined in this notebook or script, where workers cannot import it: put it into a module, "
+        "such as mine.py, and import that here; or train it by engine='inline'"
+    )
+    assert second == f"its teacher {own.label} failed: {first}"
+    assert gone(started)
+
+
+def test_the_argument_goes_before_the_environment_and_both_before_the_choice(chosen, monkeypatch):
+    monkeypatch.setenv("KDSTUDY_ENGINE", "local")
+    assert chosen(PLAIN) == "local:2"
+    assert chosen(PLAIN, said="inline") == "inline"
+    monkeypatch.setenv("KDSTUDY_ENGINE", "inline")
+    assert chosen(*MUCH) == "inline"
+    assert chosen(PLAIN, said="local:3") == "local:3"
+    monkeypatch.setenv("KDSTUDY_ENGINE", "local:5")
+    assert chosen(PLAIN) == "local:5"
+    monkeypatch.setenv("KDSTUDY_ENGINE", "")
+    assert chosen(*MUCH) == "local:2"
+
+
+def test_an_engine_that_there_is_not_is_refused_before_anything_is_trained(monkeypatch):
+    for wrong in ("local:0", "local:two", "local:-1"):
+        with pytest.raises(KDStudyError, match=f"engine '{wrong}': 'local:4' is four workers"):
+            study([PLAIN], engine=wrong)
+    monkeypatch.setenv("KDSTUDY_ENGINE", "locla")
+    with pytest.raises(KDStudyError, match="unknown engine 'locla': did you mean 'local'?"):
+        study([PLAIN])
+    for former in ("here", "workers", "inline:2"):
+        with pytest.raises(KDStudyError, match=f"unknown engine '{former}'"):
+            study([PLAIN], engine=former)
+    assert Store().find(PLAIN) is None
 
 
 # What is shown
@@ -504,7 +601,7 @@ def test_without_a_log_the_lines_go_to_the_error_stream(capsys, monkeypatch):
 
 def test_the_time_left_is_told_from_the_time_taken(log, monkeypatch):
     runs, now = [PLAIN, PLAIN.but(seed=1)], [100.0]
-    monkeypatch.setattr(progress, "estimate", lambda missing: {runs[0].key: 30.0, runs[1].key: 10.0})
+    monkeypatch.setattr(progress, "estimate", lambda missing, side: {runs[0].key: 30.0, runs[1].key: 10.0})
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     show = Progress(2, runs)
     now[0] += 60

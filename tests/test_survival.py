@@ -13,8 +13,10 @@ import subprocess
 import sys
 import threading
 import warnings
+from contextlib import closing
 
 import filelock
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +25,7 @@ from kdstudy import METHODS, Data, Hard, Method, Net, Recipe, Run, listing, plac
 from kdstudy import checkpoint as checkpoint_module
 from kdstudy import finish as finish_module
 from kdstudy import store as store_module
-from kdstudy.engines import Worker, here, workers
+from kdstudy.engines import Inline, Local, crew
 from kdstudy.errors import KDStudyError
 from kdstudy.places import sealed, unsealed
 from kdstudy.replay import Recorder
@@ -251,9 +253,9 @@ from kdstudy import Data, Net, Recipe, Run, study
 from kdstudy.store import Store
 recipe = Recipe(epochs=100_000, batch=32, precision="float32")
 run = Run(Net("resnet8", width=4), data=Data("digits", subset=100), recipe=recipe)
-if sys.argv[2] == "workers":
-    from kdstudy.engines import workers
-    events = workers([run], Store(Path(sys.argv[1])), 1)
+if sys.argv[2] == "local":
+    from kdstudy.engines import Local
+    events = Local(1).execute([run], Store(Path(sys.argv[1])))
 else:
     events = Store(Path(sys.argv[1])).epochs(run)
 for number, event in enumerate(events):
@@ -265,11 +267,11 @@ for number, event in enumerate(events):
 @pytest.mark.parametrize(
     ("number", "way", "code"),
     [
-        (signal.SIGINT, "here", -signal.SIGINT),
-        (signal.SIGTERM, "here", -signal.SIGTERM),
-        (signal.SIGHUP, "here", -signal.SIGHUP),
-        (signal.SIGTERM, "workers", -signal.SIGTERM),
-        (signal.SIGKILL, "workers", -signal.SIGKILL),
+        (signal.SIGINT, "inline", -signal.SIGINT),
+        (signal.SIGTERM, "inline", -signal.SIGTERM),
+        (signal.SIGHUP, "inline", -signal.SIGHUP),
+        (signal.SIGTERM, "local", -signal.SIGTERM),
+        (signal.SIGKILL, "local", -signal.SIGKILL),
     ],
 )
 def test_a_process_that_is_ended_leaves_a_checkpoint_and_no_worker(number, way, code, tmp_path):
@@ -279,11 +281,14 @@ def test_a_process_that_is_ended_leaves_a_checkpoint_and_no_worker(number, way, 
     with script:
         assert script.stdout is not None
         key = script.stdout.readline().strip()
+        workers = psutil.Process(script.pid).children(recursive=True)
         script.send_signal(number)
         said = script.stderr.read() if script.stderr else ""
         assert script.wait() == code
     assert "Traceback" not in said or number == signal.SIGINT
-    with filelock.FileLock(tmp_path / f"{key}.lock", timeout=60):  # which a worker gives back when it is gone
+    assert len(workers) == (way == "local")
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    with filelock.FileLock(tmp_path / f"{key}.lock", timeout=0):
         assert (tmp_path / key / "checkpoint.safetensors").exists()
 
 
@@ -298,7 +303,7 @@ def test_a_signal_in_a_step_that_fails_is_not_lost(store, ending, monkeypatch):
 
     monkeypatch.setattr(torch.optim.SGD, "step", fails)
     with pytest.raises(Ended):
-        list(here([STUDENT], store))
+        list(Inline().execute([STUDENT], store))
 
 
 def test_a_signal_is_not_lost_where_nothing_can_be_kept(store, ending, monkeypatch):
@@ -354,43 +359,35 @@ def test_a_process_forked_from_a_training_writes_nothing_of_it(store, ending):
     assert file.exists()
 
 
-TALKATIVE = """
-import signal, sys
-from multiprocessing.connection import Client
-told = []
-signal.signal(signal.SIGTERM, lambda *_: told.append(True))
-connection = Client(sys.argv[1], authkey=sys.stdin.buffer.raw.read(16))
-for _ in range(100):
-    connection.send_bytes(bytes(100_000))  # far more than fits between both
-while not told:
-    signal.pause()
-sys.exit(7)
-"""
+def ours():
+    """This process and those that it started."""
+    return {os.getpid(), *(each.pid for each in psutil.Process().children(recursive=True))}
 
 
-def test_a_worker_that_is_about_to_say_something_can_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdstudy.engines._CODE", TALKATIVE)
-    worker = Worker(tmp_path)
-    assert worker.connection.poll(60)
-    worker.process.terminate()
-    worker.ended()
-    assert worker.process.returncode == 7  # by itself, not killed after the time of grace
+def test_workers_keep_a_checkpoint_before_they_are_ended(tmp_path, monkeypatch):
+    kept, left, close = {}, [], crew.Crew.close
 
+    def noting(self):
+        kept.update({run: checkpoint_module.reached(tmp_path / run.key) for run in runs})
+        left.extend(member.process for member in self.members)
+        close(self)
 
-def test_workers_are_told_once_to_end_and_keep_a_checkpoint(tmp_path, monkeypatch):
-    """A second signal would end them at once, in the middle of a step."""
-    told, terminate = [], subprocess.Popen.terminate
-    monkeypatch.setattr(subprocess.Popen, "terminate", lambda self: (told.append(self.pid), terminate(self)))
+    monkeypatch.setattr(crew.Crew, "close", noting)
     runs = [STUDENT.but(method="scratch", teachers=(), seed=seed, recipe=LONG) for seed in (1, 2)]
-    events, seen = workers(runs, Store(tmp_path), 2), set()
-    for event in events:
-        seen.add(event.run)
-        if len(seen) == 2:
-            break
-    events.close()
-    assert len(told) == len(set(told)) == 2
+    seen = dict.fromkeys(runs, 0)
+    with closing(Local(2).execute(runs, Store(tmp_path))) as events:
+        for event in events:
+            seen[event.run] += event.record is not None
+            if all(seen.values()):
+                break
+        listening = [each for each in psutil.net_connections("inet") if each.status == "LISTEN" and each.pid in ours()]
+        assert {each.pid for each in listening} == ours()
+        assert {each.laddr.ip for each in listening} == {"127.0.0.1"}  # nobody else reaches it
     for run in runs:
-        assert (tmp_path / run.key / "checkpoint.safetensors").exists()
+        assert kept[run] >= (seen[run], 0)
+        with filelock.FileLock(tmp_path / f"{run.key}.lock", timeout=0):
+            assert checkpoint_module.reached(tmp_path / run.key) == kept[run]
+    assert [process.poll() is not None for process in left] == [True] * 2
 
 
 # Between two steps
@@ -630,10 +627,11 @@ def test_results_of_other_images_are_noticed_and_kept(finished):
 
 
 def test_what_is_set_aside_while_a_study_ends_is_not_said_to_be_finished(finished, monkeypatch):
-    find, calls = Store.find, itertools.count(1)
-    monkeypatch.setattr(Store, "find", lambda self, run: find(self, run) if next(calls) == 1 else None)
-    row = study([TEACHER], store=finished).iloc[0]
-    assert row["status"] == "failed"
+    find, calls, other = Store.find, itertools.count(1), TEACHER.but(seed=1)
+    monkeypatch.setattr(Store, "find", lambda self, run: find(self, run) if run == other or next(calls) == 1 else None)
+    table = study([TEACHER, other], store=finished)  # which looks again, since there was something to train
+    row = table.iloc[0]
+    assert table["status"].tolist() == ["failed", "finished"]
     assert row["error"] == "what was stored of it is damaged: the same call trains it again"
 
 
@@ -728,7 +726,7 @@ def test_outputs_that_are_not_finite_are_no_result(store, monkeypatch):
 def test_what_another_process_trains_comes_last(store, monkeypatch):
     runs = [TEACHER.but(seed=seed) for seed in (1, 2, 3)]
     monkeypatch.setattr(Store, "elsewhere", lambda self, run: run.seed == 1)
-    events = [(event.run.seed, event.waits) for event in here(runs, store) if event.record is None]
+    events = [(event.run.seed, event.waits) for event in Inline().execute(runs, store) if event.record is None]
     assert events == [(2, False), (3, False), (1, True), (1, False)]
 
 

@@ -453,12 +453,12 @@ def test_what_cannot_be_explored_is_refused_in_one_line(given: dict[str, Any], l
 def test_it_draws_in_a_widget_and_its_button_trains_what_is_missing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def workers(runs: list[Run], store: Store, number: int, stop: threading.Event) -> Any:
+    def workers(self: object, runs: list[Run], store: Store, stop: threading.Event) -> Any:
         for run in runs:
             store.train(run)
         yield from ()
 
-    monkeypatch.setattr("kdstudy.widgets.live.workers", workers)
+    monkeypatch.setattr("kdstudy.engines.local.Local.execute", workers)
     shutil.rmtree(store.folder(EIGHT["plain"]))
     explorer = explore(store)
     _, controls, picture, below, *_ = explorer.widget.children

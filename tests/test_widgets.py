@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 
 from kdstudy import KDStudyError, Recipe, Run, Store, plots, study, widgets
 from kdstudy.display import interactive
-from kdstudy.engines import Event
+from kdstudy.engines import Event, Inline, Local
 from kdstudy.widgets import Choice, Explorer, Live, Several, Shown, Slider, Text, kinds
 
 RUN = Run("resnet8", data="digits", recipe=Recipe(epochs=1, batch=128))
@@ -262,7 +265,7 @@ def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
         ).read_bytes()
 
 
-def test_a_failed_run_is_told_and_can_be_tried_again() -> None:
+def test_a_failed_run_is_told_and_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     wild = RUN.but(recipe=Recipe(epochs=2, batch=128, learning_rate=1e30))
     live = Live([wild, RUN]).start()
     assert live.wait(120)
@@ -272,15 +275,17 @@ def test_a_failed_run_is_told_and_can_be_tried_again() -> None:
     assert list(live.show().table["state"]) == ["failed", "finished"]
     again = live.widget.children[0].children[0]
     assert (again.description, again.layout.display) == ("Continue", "")
+    trained_by(monkeypatch, Inline().execute)  # which starts sooner
     again.click()
     assert live.wait(120)
     assert live.state == "failed"
+    assert "1 of 2 runs done, 1 failed" in live.status
 
 
 def test_a_start_that_is_refused_leaves_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KDSTUDY_ENGINE", "wrokers")
+    monkeypatch.setenv("KDSTUDY_ENGINE", "lcoal")
     live = Live([RUN])
-    with pytest.raises(KDStudyError, match="unknown engine 'wrokers': did you mean 'workers'"):
+    with pytest.raises(KDStudyError, match="unknown engine 'lcoal': did you mean 'local'"):
         live.start()
     assert live.state == "ready"
     assert live.wait(0)
@@ -289,16 +294,87 @@ def test_a_start_that_is_refused_leaves_nothing_to_wait_for(monkeypatch: pytest.
     assert "unknown engine" in words.value
 
 
-def workers_that(*events: Any) -> Any:
-    """A stand-in for the workers, which yields events or raises."""
+def trained_by(monkeypatch: pytest.MonkeyPatch, execute: Callable[..., Any]) -> None:
+    """Let something else stand in for the workers."""
+    monkeypatch.setattr(Local, "execute", lambda self, runs, store, stop=None: execute(runs, store, stop))
 
-    def workers(runs: Any, store: Any, number: int, stop: threading.Event) -> Any:
-        for event in events:
-            if isinstance(event, Exception):
-                raise event
-            yield event
 
-    return workers
+def nothing(runs: Any, store: Any, stop: Any) -> Any:
+    """Train nothing, and tell nothing."""
+    yield from ()
+
+
+@pytest.mark.parametrize(("said", "side"), [("", 1), ("inline", 1), ("local:2", 2), ("local:5", 5)])
+def test_it_trains_by_the_engine_that_is_named_and_never_in_its_own_process(
+    said: str, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDSTUDY_ENGINE", said)
+    runs, used = [RUN, RUN.but(seed=1), RUN.but(seed=2)], list[tuple[int, list[Run]]]()
+
+    def execute(self: Local, missing: list[Run], store: Store, stop: threading.Event) -> Any:
+        used.append((self.side, missing))
+        yield Event(RUN, said="a line")  # nobody sees it, and it ends nothing
+        yield Event(RUN, warned="of something")
+        yield from Inline().execute(missing[:2], store, stop)
+
+    monkeypatch.setattr(Local, "execute", execute)
+    live = Live(runs).start()
+    assert live.wait(120)
+    assert used == [(side, runs)]
+    assert live.done == {run.key for run in runs[:2]}
+    for run in runs:
+        live.records[run.key] = [{"epoch": 0, "seconds": 6.0}]
+    assert live.seconds_left == 0.0
+    live.done.clear()
+    live.records[RUN.key] = []
+    assert live.seconds_left == pytest.approx(6.0 / min(side, 3))
+
+
+def test_an_address_is_where_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, closed = [], []
+
+    class Elsewhere:
+        name, side = "tcp://127.0.0.1:1", 0
+
+        def __init__(self, address: str, resources: dict[str, float]) -> None:
+            asked.append((address, tuple(resources.items())))
+
+        def execute(self, *given: Any) -> Any:
+            return Inline().execute(*given)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setattr("kdstudy.engines.Cluster", Elsewhere)
+    monkeypatch.setenv("KDSTUDY_ENGINE", "tcp://127.0.0.1:1?GPU=1")
+    live = Live([RUN]).start()
+    assert live.wait(120)
+    assert live.state == "finished"
+    assert set(asked) == {("tcp://127.0.0.1:1", (("GPU", 1.0),))}
+    assert len(closed) == len(asked)
+
+
+OWN = """
+from kdstudy import METHODS, Hard
+
+
+@METHODS.register("gentle")
+def gentle():
+    print("said where it is trained")
+    return Hard()
+"""
+
+
+def test_what_a_module_of_ones_own_defines_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gentle_methods.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("gentle_methods")
+    try:
+        live = Live([RUN.but(method="gentle")]).start()
+        assert live.wait(120)
+        assert (live.state, live.errors) == ("finished", {})
+    finally:
+        del sys.modules["gentle_methods"]
 
 
 def test_a_store_that_fails_at_the_end_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +383,7 @@ def test_a_store_that_fails_at_the_end_ends_the_training(monkeypatch: pytest.Mon
     def fails(runs: Any) -> None:
         raise OSError("the store has gone")
 
-    monkeypatch.setattr("kdstudy.widgets.live.workers", workers_that())
+    trained_by(monkeypatch, nothing)
     live._take = lambda runs: fails(runs) if live.busy else None  # type: ignore[method-assign]
     assert live.start().wait(20)
     assert live.state == "failed"
@@ -315,7 +391,7 @@ def test_a_store_that_fails_at_the_end_ends_the_training(monkeypatch: pytest.Mon
 
 
 def test_without_a_result_nothing_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdstudy.widgets.live.workers", workers_that())
+    trained_by(monkeypatch, nothing)
     live = Live([RUN])
     assert live.start().wait(20)
     assert live.state == "failed"
@@ -336,12 +412,13 @@ def test_a_thread_that_cannot_go_on_says_why(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_was_started_and_stopped_while_nobody_looked_is_said_to_be_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def workers(runs: Any, store: Any, number: int, stop: threading.Event) -> Any:
+    def until_stopped(runs: Any, store: Any, stop: threading.Event) -> Any:
         yield from ()
         assert stop.wait(20)
 
-    for name, value in {"workers": workers, "LOOK": 0.0, "REDRAW": 0.0}.items():
-        monkeypatch.setattr(f"kdstudy.widgets.live.{name}", value)
+    trained_by(monkeypatch, until_stopped)
+    for name in ("LOOK", "REDRAW"):
+        monkeypatch.setattr(f"kdstudy.widgets.live.{name}", 0.0)
     live = Live([RUN])
     button, words = live.widget.children[0].children
     panel, said, looking, go_on = live._panel, threading.Event(), threading.Event(), threading.Event()
@@ -392,16 +469,16 @@ def test_continuing_while_the_end_is_told_is_another_training(monkeypatch: pytes
             assert go_on.wait(20)
 
     live = Live([RUN], ended=ended)
-    monkeypatch.setattr("kdstudy.widgets.live.workers", workers_that())
+    trained_by(monkeypatch, nothing)
     live.start()
     assert told.wait(20)
     hold = threading.Event()
 
-    def held(runs: Any, store: Any, number: int, stop: threading.Event) -> Any:
+    def held(runs: Any, store: Any, stop: threading.Event) -> Any:
         assert hold.wait(20)
         yield from ()
 
-    monkeypatch.setattr("kdstudy.widgets.live.workers", held)
+    trained_by(monkeypatch, held)
     live.start()
     go_on.set()
     assert live.state == "training"
@@ -415,11 +492,11 @@ def test_a_cell_run_again_shows_the_training_under_way(
 ) -> None:
     hold = threading.Event()
 
-    def held(runs: Any, store: Any, number: int, stop: threading.Event) -> Any:
+    def held(runs: Any, store: Any, stop: threading.Event) -> Any:
         assert hold.wait(20)
         yield from ()
 
-    monkeypatch.setattr("kdstudy.widgets.live.workers", held)
+    trained_by(monkeypatch, held)
     first = Live([RUN]).start()
     Live([RUN])._ipython_display_()
     view = "application/vnd.jupyter.widget-view+json"
@@ -430,11 +507,17 @@ def test_a_cell_run_again_shows_the_training_under_way(
     assert first.wait(20)
 
 
+def in_a_notebook(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function as a cell of a notebook defines it."""
+    function.__module__ = "__main__"
+    return function
+
+
 def test_what_only_a_notebook_knows_is_refused() -> None:
     from kdstudy import METHODS, Hard
 
-    METHODS.register("own")(lambda: Hard())
-    with pytest.raises(KDStudyError, match=r"resnet8 own seed 0: names what this notebook .* kdstudy.study"):
+    METHODS.register("own")(in_a_notebook(lambda: Hard()))
+    with pytest.raises(KDStudyError, match=r"method 'own' is defined in this notebook .* put it into a module"):
         Live([RUN.but(method="own")]).start()
     with pytest.raises(KDStudyError, match="runs: one is a str, all must be a Run"):
         Live(["resnet8"])  # type: ignore[list-item]
@@ -516,9 +599,9 @@ def test_an_explorer_hears_of_what_others_trained() -> None:
 def test_the_button_says_why_it_cannot_train() -> None:
     from kdstudy import METHODS, Hard
 
-    METHODS.register("own")(lambda: Hard())
+    METHODS.register("own")(in_a_notebook(lambda: Hard()))
     RUN.result()
     explorer = powers([RUN, RUN.but(method="own")])
     lack, button = explorer.widget.children[3].children
     button.click()
-    assert "names what this notebook" in lack.value
+    assert "is defined in this notebook" in lack.value

@@ -222,7 +222,7 @@ def prepare(kinds: Collection[str], folder: Path) -> None:
         del os.environ[name]
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "JUPYTER_PLATFORM_DIRS"), "1")
     places = {"KDSTUDY_DATA": str(folder / "data"), "KDSTUDY_RUNS": str(folder / "runs")}
-    os.environ.update(one | places, KDSTUDY_DEVICE="cpu", KDSTUDY_ENGINE="here")
+    os.environ.update(one | places, KDSTUDY_DEVICE="cpu", KDSTUDY_ENGINE="inline")
     torch.set_num_threads(1)
     for data in (DATA, SMALL):
         data.load()

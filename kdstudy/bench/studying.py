@@ -15,10 +15,9 @@ from typing import Any
 from kdstudy.bench.setting import result, seconds
 from kdstudy.bench.timing import interleaved
 from kdstudy.data import Data
-from kdstudy.engines import execute
+from kdstudy.engines import Engine, Inline, Local
 from kdstudy.errors import KDStudyError
 from kdstudy.recipe import Recipe
-from kdstudy.report import environment
 from kdstudy.runs import Run
 from kdstudy.store import Store
 
@@ -95,19 +94,19 @@ def engines(repeats: int, runs: int = 8, images: int = 2000, epochs: int = 3) ->
     data.load()
     short = Run("resnet8", data=data, recipe=Recipe(epochs=epochs))
 
-    def trained(engine: str, store: Store) -> Callable[[], float]:
+    def trained(engine: Engine, store: Store) -> Callable[[], float]:
         def train() -> float:
-            with environment(KDSTUDY_ENGINE=engine):
-                for event in execute([short.but(seed=next(seeds)) for _ in range(runs)], store):
-                    if event.error is not None:
-                        raise KDStudyError(f"{event.run.label} failed: {event.error}")
+            for event in engine.execute([short.but(seed=next(seeds)) for _ in range(runs)], store):
+                if event.error is not None:
+                    raise KDStudyError(f"{event.run.label} failed: {event.error}")
             return float(runs * images * epochs)
 
         return train
 
     with tempfile.TemporaryDirectory() as folder:
-        rates = interleaved({name: trained(name, Store(Path(folder))) for name in ("here", "workers")}, repeats)
+        engines: dict[str, Engine] = {"inline": Inline(), "local": Local()}
+        rates = interleaved({name: trained(each, Store(Path(folder))) for name, each in engines.items()}, repeats)
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    ratio = medians["workers"] / medians["here"]
-    claim = f"{runs} short runs train {ratio:.2f} times as many images a second by workers as in one process"
-    return result("study", "engines", claim, rates, "images/s", ratios={"workers / here": ratio})
+    ratio = medians["local"] / medians["inline"]
+    claim = f"{runs} short runs train {ratio:.2f} times as many images a second side by side as in one process"
+    return result("study", "engines", claim, rates, "images/s", ratios={"local / inline": ratio})

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from kdstudy.display import interactive, seconds_text
-from kdstudy.engines import Event, in_words, side_by_side, workers
+from kdstudy.engines import Event, Inline, Local, engine, in_words, unimportable
 from kdstudy.errors import KDStudyError
 from kdstudy.runs import Run
 from kdstudy.store import Store
@@ -99,12 +99,10 @@ class Live:
             self.look()
             if not (missing := self.missing):
                 return self
-            if foreign := [run for run in missing if not run.shipped]:
-                raise KDStudyError(
-                    f"{foreign[0].label}: names what this notebook or a module of yours defines, which processes "
-                    "beside it do not know: train it by kdstudy.study([run])"
-                )
-            self._side = max(1, min(side_by_side(missing), len(missing)))
+            if foreign := [error for run in missing if (error := unimportable(run))]:
+                raise KDStudyError(foreign[0])
+            with engine(None, missing) as chosen:  # refused here, not in a thread that nobody sees
+                self._side = max(1, min(chosen.side, len(missing)))
             self.errors, self.elsewhere = {}, set()
             self._stop, self._over = threading.Event(), threading.Event()
             self.state = "training"
@@ -125,9 +123,11 @@ class Live:
     def _train(self, missing: list[Run], stop: threading.Event, over: threading.Event) -> None:
         """Train, in a thread that does nothing else than listen to the workers."""
         try:
-            with closing(workers(missing, self.store, self._side, stop)) as events:
-                for event in events:
-                    self._hear(event)
+            with engine(None, missing) as chosen:
+                where = Local(1) if isinstance(chosen, Inline) else chosen  # the notebook is to stay usable
+                with closing(where.execute(missing, self.store, stop)) as events:
+                    for event in events:
+                        self._hear(event)
             self._take(missing)
         except Exception as error:  # nobody sees what a thread raises
             self.errors[""] = in_words(error)
@@ -146,6 +146,8 @@ class Live:
         key = event.run.key
         if event.waits:
             self.elsewhere.add(key)
+            return
+        if event.said or event.warned:
             return
         if event.record is not None:
             epoch = event.record["epoch"]
