@@ -30,7 +30,7 @@ from kdstudy.cli import main
 from kdstudy.engines import Cluster, Event, Inline, Local, check, cluster, crew, engine, node, pace, unimportable
 from kdstudy.engines.cluster import check_private, is_loopback
 from kdstudy.engines.event import Graph, in_words, needed_failed
-from kdstudy.engines.session import modules
+from kdstudy.engines.own import modules
 from kdstudy.progress import Progress
 
 DATA = Data("digits", subset=100)

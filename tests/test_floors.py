@@ -30,8 +30,8 @@ FLOORS = """
     | replay recipe epoch train
     | networks specs stored recordings checkpoint finish fitting store listing upkeep bundle
         runs
-        engines.event engines.inline engines.node engines.courier engines.session engines.cluster engines.crew
-        engines.local engines
+        engines.event engines.inline engines.own engines.listening engines.forwarded engines.task engines.node
+        engines.courier engines.flight engines.session engines.cluster engines.crew engines.local engines
         progress account study costs
     | pages effects claims factorial landscape between representations published pictures plots maps front
         exercises.exercise exercises.primer exercises notebooks grid saving executing report collected

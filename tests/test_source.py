@@ -207,11 +207,11 @@ def test_typed_in_code_is_refused():
 def test_what_else_is_registered_does_not_count(cells, own_registries):
     text = """
 from kdstudy import METHODS, Hard
-@METHODS.register("one")
+@METHODS.register("mine")
 def thing(weight: float = 1.0):
     return Hard()
 """
     alone = cells(text)
-    other = text.replace('"one"', '"another"').replace("thing", "other").replace("1.0", "2.0")
+    other = text.replace('"mine"', '"another"').replace("thing", "other").replace("1.0", "2.0")
     assert cells(other, text) == alone
     assert cells(other, text.replace("1.0", "3.0")) != alone

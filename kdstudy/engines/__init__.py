@@ -16,7 +16,7 @@ from kdstudy.engines.cluster import Cluster, check_private
 from kdstudy.engines.event import Engine, Event, in_words, needed_failed
 from kdstudy.engines.inline import Inline
 from kdstudy.engines.local import Local
-from kdstudy.engines.session import unimportable
+from kdstudy.engines.own import unimportable
 from kdstudy.errors import KDStudyError, unknown
 from kdstudy.fitting import memory
 from kdstudy.recipe import default_device

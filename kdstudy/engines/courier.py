@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kdstudy.engines import node
+from kdstudy.engines.event import in_words
+from kdstudy.errors import KDStudyError
 from kdstudy.networks import Pretrained
 from kdstudy.places import data_root, write_atomically
 from kdstudy.runs import Run
@@ -16,6 +18,10 @@ from kdstudy.store import Store
 from kdstudy.stored import CHECKPOINT, FILES, PROGRESS, intact, read
 
 PART = 8 * 2**20  # bytes of a file that travel at once
+
+
+class Gone(Exception):  # noqa: N818  (not an OSError: those are of this machine's disk)
+    """A worker has gone."""
 
 
 class Courier:
@@ -33,20 +39,26 @@ class Courier:
         """Call a function in a worker, beside what it trains.
 
         Raises:
-            OSError: if it is gone, or says so itself.
+            Gone: if it is gone.
+            KDStudyError: if it fails there, as where a disk is full.
         """
+        from distributed.comm.core import CommClosedError
+
         try:
             return self.client.run(function, *args, workers=[address])[address]
-        except OSError:
-            raise
-        except Exception as error:  # of many kinds where a connection breaks
-            raise OSError(str(error)) from error
+        except (CommClosedError, ConnectionError, TimeoutError) as error:
+            raise Gone(address) from error
+        except Exception as error:  # of many kinds
+            if self.client.status == "running" and address in self.client.nthreads():
+                raise KDStudyError(f"{in_words(error)} (at the worker {address})") from error
+            raise Gone(address) from error
 
     def give(self, address: str, run: Run, parcel: node.Parcel) -> None:
         """Give a worker the files of what it lacks to train a run.
 
         Raises:
-            OSError: if it is gone.
+            Gone: if it is gone.
+            KDStudyError: if something cannot be read or written.
         """
         for file in self._files(run, parcel):
             with file.open("rb") as opened:
@@ -70,7 +82,8 @@ class Courier:
         """Fetch a file of a run from its worker into the store.
 
         Raises:
-            OSError: if the worker is gone.
+            Gone: if the worker is gone.
+            KDStudyError: if the file cannot be written.
         """
 
         def write(partial: Path) -> None:
@@ -92,7 +105,7 @@ class Courier:
         """Fetch a finished run into the store, its result last, and look whether it is as it was written.
 
         Raises:
-            OSError: if the worker is gone.
+            Gone: if the worker is gone.
             DamagedError: if something is not as it was written.
         """
         folder = self.store.folder(run)
@@ -103,5 +116,5 @@ class Courier:
             intact(folder / name, digests)
         for name in (CHECKPOINT, PROGRESS):
             (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):
+        with suppress(Gone, KDStudyError):
             self.call(address, node.forget, run.key)

@@ -70,7 +70,7 @@ class Crew:
             *(sys.executable, "-m", "distributed.cli.dask_worker", self.address, "--no-nanny", "--no-dashboard"),
             *("--dashboard-address", "127.0.0.1:0"),  # where it listens even without a dashboard
             *("--nthreads", "1", "--memory-limit", "0", "--death-timeout", "60"),
-            *("--local-directory", self._folder.name, "--preload", "kdstudy.engines.node"),
+            *("--local-directory", self._folder.name, "--preload", "kdstudy.engines.task"),
             *self.arguments,
             *(("--host", "127.0.0.1") if is_loopback(urlsplit(self.address).hostname or "") else ()),
         ]

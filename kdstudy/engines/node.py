@@ -7,23 +7,16 @@ goes through the scheduler in parts; recordings of teachers stay on the node tha
 
 from __future__ import annotations
 
-import asyncio
 import importlib
-import io
-import math
 import os
 import pickle
 import platform
 import shutil
-import signal
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event as Flag
 from typing import Any, Literal
 
 import filelock
@@ -34,6 +27,9 @@ from kdstudy import bundle
 from kdstudy.checkpoint import Stopped, reached
 from kdstudy.data import cache
 from kdstudy.engines.event import in_words
+from kdstudy.engines.forwarded import forwarded
+from kdstudy.engines.listening import TOPIC
+from kdstudy.engines.task import TASKS, TICK, Task, clear, dask_setup
 from kdstudy.errors import KDStudyError
 from kdstudy.networks import Pretrained
 from kdstudy.places import data_root
@@ -42,10 +38,8 @@ from kdstudy.specs import key_of
 from kdstudy.store import Store
 from kdstudy.stored import CHECKPOINT, how_far
 
-TOPIC = "kdstudy"  # of the events by which workers tell clients
-ANEW, LOOK, TICK = 2.0, 0.5, 0.1  # seconds until a worker asks again, looks whether it is wanted, hears
+ANEW, LOOK = 2.0, 0.5  # seconds until a worker asks again, looks whether it is wanted
 KEPT = 60.0  # seconds that a node keeps what a client has fetched
-LEAVING = 30.0  # seconds that a worker may take to leave in order
 
 Kind = Literal["run", "data", "weights", "checkpoint"]
 Parcel = tuple[Kind, str]  # what it is, and the key or the hash it is known by
@@ -74,36 +68,6 @@ class Order:
     content: str
 
 
-@dataclass
-class Task:
-    """A run that this process trains.
-
-    Attributes:
-        store: where.
-        shared: whether that is the client's store.
-        run: the run, once it is read.
-        begin: set when a client holds the run's lock and has given what was lacking.
-        stop: set when it is to be put down.
-        ended: set when it is not trained any more.
-        home: set when what there is of it here has been fetched.
-        over: whether it has turned out to be finished elsewhere.
-        due: when it can be removed.
-    """
-
-    store: Store
-    shared: bool
-    run: Run | None = None
-    begin: Flag = field(default_factory=Flag)
-    stop: Flag = field(default_factory=Flag)
-    ended: Flag = field(default_factory=Flag)
-    home: Flag = field(default_factory=Flag)
-    over: bool = False
-    due: float = math.inf
-
-
-TASKS: dict[str, Task] = {}  # of this process, by their runs' keys
-
-
 def train(order: Order) -> dict[str, Any]:
     """Train a run as a task of a Dask worker.
 
@@ -126,12 +90,12 @@ def train(order: Order) -> dict[str, Any]:
         with suppress(Exception):  # the worker is closing: nobody listens any more
             worker.log_event(TOPIC, {**whence, **said})
 
-    _clear()
+    clear()
     task = Task(*_store(order, worker))
     TASKS[order.key] = task
     ended: dict[str, Any] = {"finished": True}
     post(starts=True)
-    with _forwarded(post):
+    with forwarded(post):
         try:
             for record in _epochs(order, task, post, _wanted(worker, task, order.key, post)):
                 records.append(record)
@@ -147,46 +111,6 @@ def train(order: Order) -> dict[str, Any]:
             if task.shared:  # nobody asks for anything of it any more
                 TASKS.pop(order.key, None)
     return {**ended, "records": records, "shared": task.shared, "address": worker.address, "host": platform.node()}
-
-
-async def dask_setup(worker: Any) -> None:
-    """Let a worker leave in order: what it trains is put down first, and fetched if a client does so in time.
-
-    Dask calls it where this module is preloaded (`dask worker --preload kdstudy.engines.node`); the first run that a
-    worker is given does, too.
-
-    Args:
-        worker: the worker.
-    """
-    from distributed import WorkerPlugin
-
-    class Leaving(WorkerPlugin):
-        async def teardown(self, worker: Any) -> None:
-            await _leave(LEAVING if worker.nanny is None else LEAVING / 4)  # a nanny kills after ten seconds
-
-    if "kdstudy" in worker.plugins:
-        return
-    await worker.plugin_add(plugin=Leaving(), name="kdstudy", catch_errors=False)
-    if worker.nanny is None and threading.current_thread() is threading.main_thread():
-        with suppress(NotImplementedError):  # Windows has no such signals
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, lambda: asyncio.ensure_future(worker.close(reason="a signal")))
-
-
-async def _leave(seconds: float) -> None:
-    """Put down what is in training, and wait some seconds at most until it is, and until it has been fetched."""
-    until, tasks = time.monotonic() + seconds, [task for task in TASKS.values() if not task.ended.is_set()]
-    for task in tasks:
-        task.stop.set()
-    while time.monotonic() < until and not all(_is_safe(task) for task in tasks):
-        await asyncio.sleep(TICK)
-    _clear(every=True)
-
-
-def _is_safe(task: Task) -> bool:
-    """Return whether a run's worker can go: what was trained of it is where its client finds it."""
-    return task.ended.is_set() and (task.shared or not task.begin.is_set() or task.home.is_set())
 
 
 def _store(order: Order, worker: Any) -> tuple[Store, bool]:
@@ -306,35 +230,6 @@ def _memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-class _Lines(io.TextIOBase):
-    """A stream whose lines are posted."""
-
-    def __init__(self, post: Callable[..., None]) -> None:
-        self.post, self.rest = post, ""
-
-    def write(self, text: str) -> int:
-        *lines, self.rest = (self.rest + text).split("\n")
-        for line in filter(None, map(str.rstrip, lines)):
-            self.post(said=line)
-        return len(text)
-
-
-@contextmanager
-def _forwarded(post: Callable[..., None]) -> Iterator[None]:
-    """Post what is printed and warned of."""
-
-    def warned(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        post(warned=" ".join(str(message).split()))
-
-    before = warnings.showwarning
-    warnings.showwarning = warned
-    try:
-        with redirect_stdout(_Lines(post)), redirect_stderr(_Lines(post)):
-            yield
-    finally:
-        warnings.showwarning = before
-
-
 # What a client calls, in the thread of the worker that hears, while another one trains
 
 
@@ -426,13 +321,3 @@ def forget(key: str) -> None:
     """Let a run be removed here, since a client has it; later, since another one may be about to fetch it, too."""
     if key in TASKS:
         TASKS[key].due = time.monotonic() + KEPT
-
-
-def _clear(every: bool = False) -> None:
-    """Remove what was to be forgotten, unless this node's store was given to it to be kept."""
-    now = math.inf if every else time.monotonic()
-    for key, task in [(key, task) for key, task in TASKS.items() if task.due < now]:
-        del TASKS[key]
-        if not os.environ.get("KDSTUDY_RUNS"):
-            shutil.rmtree(task.store.root / key, ignore_errors=True)
-            (task.store.root / f"{key}.lock").unlink(missing_ok=True)

@@ -5,31 +5,27 @@ from __future__ import annotations
 import math
 import pickle
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from queue import Empty, Queue
 from threading import Event as Flag
-from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import filelock
 
 from kdstudy.checkpoint import reached
-from kdstudy.data import DATASETS, Data
+from kdstudy.data import Data
 from kdstudy.engines import node
-from kdstudy.engines.courier import Courier
-from kdstudy.engines.event import Event, Graph, needed_failed
+from kdstudy.engines.courier import Courier, Gone
+from kdstudy.engines.event import Event, Graph, in_words, needed_failed
+from kdstudy.engines.flight import Flight
+from kdstudy.engines.listening import listen
+from kdstudy.engines.own import modules, unimportable
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import size_text
-from kdstudy.method import METHODS
-from kdstudy.nets import NETWORKS
 from kdstudy.places import sealed, write_atomically
-from kdstudy.registry import Entry
 from kdstudy.runs import Run
 from kdstudy.specs import canonical
 from kdstudy.store import Store
@@ -41,43 +37,6 @@ GRACE = 30.0  # seconds that a worker may take to keep a checkpoint
 PATIENCE = 5.0  # seconds in which a result of some lines arrives
 LONELY = 10.0  # seconds without any worker after which that is said
 HEARING = 0.2  # seconds until whoever may be told to stop looks whether it was
-
-
-@dataclass
-class Flight:
-    """A run that was given to the scheduler.
-
-    Attributes:
-        run: the run.
-        future: what comes of it.
-        start: what tells this start of it from another; empty before the first.
-        deaths: how many workers have died training it.
-        tries: how often it was given to the scheduler.
-        vain: how many of its tasks have ended without a result, though nobody stopped them.
-        served: whether its worker may begin, or has begun.
-        waits: whether it was said that another process trains it.
-        lock: the run's, held while a worker that does not see the store trains it.
-        address: the worker's.
-        host: the worker's machine.
-        last: the last epoch that was told of.
-        memory: what its worker took last, in bytes.
-        due: whether there is a newer checkpoint at its worker.
-    """
-
-    run: Run
-    future: Any = None
-    start: str = ""
-    deaths: int = 0
-    tries: int = 0
-    vain: int = 0
-    served: bool = False
-    waits: bool = False
-    lock: filelock.BaseFileLock | None = None
-    address: str = ""
-    host: str = "an unknown machine"
-    last: int = -1
-    memory: int = 0
-    due: bool = False
 
 
 class Session:
@@ -197,7 +156,7 @@ class Session:
             self._follow(flight, said)
         if said.get("leaves"):  # in order, which is no death
             flight.start = ""
-            with suppress(OSError):
+            with suppress(Gone, KDStudyError):
                 self.courier.call(flight.address, node.fetched, flight.run.key)
         if "record" in said:
             yield from self._records(flight, [said["record"]])
@@ -227,7 +186,7 @@ class Session:
     def _fetch(self, flight: Flight) -> None:
         """Fetch the checkpoint of a run that is trained out of sight."""
         flight.due = False
-        with suppress(OSError, KDStudyError):  # its worker may be gone; another one will go on from the last
+        with suppress(Gone, KDStudyError):  # its worker may be gone; another one will go on from the last
             self.courier.fetch(flight.address, flight.run, CHECKPOINT)
 
     def _fetch_next(self) -> None:
@@ -253,7 +212,7 @@ class Session:
 
     def _serve(self, flight: Flight, said: Mapping[str, Any]) -> Iterator[Event]:
         """Let a run begin, once its lock is held and its worker has what it lacks."""
-        run, address = flight.run, flight.address
+        run = flight.run
         if said.get("shared"):  # the worker sees the store, and holds the lock itself
             flight.served = True
             return
@@ -262,18 +221,27 @@ class Session:
                 flight.waits = True
                 yield Event(run, waits=True)
             return
+        try:
+            self._provide(flight)
+        except Gone:  # another one will ask
+            return
+        except Exception as reason:  # whatever it is, the other runs go on
+            yield self._ended(run, in_words(reason))
+
+    def _provide(self, flight: Flight) -> None:
+        """Give the worker of a run what it lacks, and let it begin."""
+        run, address = flight.run, flight.address
         over = self.store.find(run) is not None
-        with suppress(OSError):  # the worker is gone: another one will ask
-            if not over:
-                spec = canonical(run.spec())
-                write_atomically(self.store.folder(run) / "spec.json", lambda file: file.write_text(spec))
-                lacks, there = self.courier.call(address, node.lacking, run.key)
-                for parcel in lacks:
-                    self.courier.give(address, run, parcel)
-                if reached(self.store.folder(run)) > there:
-                    self.courier.give(address, run, ("checkpoint", run.key))
-            self.courier.call(address, node.begin, run.key, over)
-            flight.served = True
+        if not over:
+            spec = canonical(run.spec())
+            write_atomically(self.store.folder(run) / "spec.json", lambda file: file.write_text(spec))
+            lacks, there = self.courier.call(address, node.lacking, run.key)
+            for parcel in lacks:
+                self.courier.give(address, run, parcel)
+            if reached(self.store.folder(run)) > there:
+                self.courier.give(address, run, ("checkpoint", run.key))
+        self.courier.call(address, node.begin, run.key, over)
+        flight.served = True
 
     def _hold(self, flight: Flight, timeout: float = 0) -> bool:
         """Hold the lock of a run, or return that another process does."""
@@ -313,12 +281,13 @@ class Session:
         """Put a finished run into the store.
 
         Raises:
-            OSError: if its worker is gone.
+            Gone: if its worker is gone.
             DamagedError: if it is not as it was written, or not where it should be.
         """
         if not shared and not self.store.find(flight.run):
             self._hold(flight, timeout=-1)
-            self.courier.fetch_all(flight.address, flight.run)
+            if not self.store.find(flight.run):  # whoever held the lock may have fetched it
+                self.courier.fetch_all(flight.address, flight.run)
         if not self.store.find(flight.run):
             raise DamagedError(f"{flight.run.label}: a worker has finished it, but it is not in {self.store.root}")
 
@@ -359,9 +328,10 @@ class Session:
 
     def _put_down(self) -> None:
         begun = [flight for flight in self.flights.values() if flight.start]
-        self.client.cancel([flight.future for flight in self.flights.values() if not flight.start])
+        with suppress(Exception):
+            self.client.cancel([flight.future for flight in self.flights.values() if not flight.start])
         for address in {flight.address for flight in begun}:
-            with suppress(OSError):
+            with suppress(Gone, KDStudyError):
                 self.courier.call(address, node.stop, [flight.run.key for flight in begun])
         until = time.monotonic() + GRACE
         for flight in begun:
@@ -371,70 +341,3 @@ class Session:
                     self._take_home(flight, ended["shared"])
                 elif ended.get("stopped") and flight.lock:
                     self.courier.fetch(ended["address"], flight.run, CHECKPOINT)
-
-
-_LISTENERS: WeakKeyDictionary[Any, list[Queue[tuple[str, dict[str, Any]]]]] = WeakKeyDictionary()
-_LISTENING = Lock()
-
-
-def listen(client: Any, heard: Queue[tuple[str, dict[str, Any]]]) -> Callable[[], None]:
-    """Let a queue hear what workers tell, as (key, what) of runs; return what ends that."""
-    with _LISTENING:
-        queues = _LISTENERS.setdefault(client, [])
-        queues.append(heard)
-        if len(queues) == 1:
-
-            def hand_on(event: tuple[float, dict[str, Any]]) -> None:
-                for queue in list(queues):
-                    queue.put((event[1]["run"], event[1]))
-
-            client.subscribe_topic(node.TOPIC, hand_on)
-
-    def end() -> None:
-        with _LISTENING:
-            queues.remove(heard)
-            if not queues:
-                with suppress(Exception):  # it may be closed
-                    client.unsubscribe_topic(node.TOPIC)
-
-    return end
-
-
-def _own(run: Run) -> Iterator[tuple[str, str, Entry]]:
-    """Yield what of a user's own a run and all it depends on name: its kind, its name and its entry."""
-    for other in run._line():
-        for kind, registry, name in (
-            ("network", NETWORKS, other.net.name),
-            ("method", METHODS, other.method),
-            *(("data set", DATASETS, data.name) for data in (other.data, other.data.unlabelled) if data is not None),
-        ):
-            if not registry.ships(name):
-                yield kind, name, registry[name]
-
-
-def modules(run: Run) -> tuple[str, ...]:
-    """Return the modules of the user's that a worker has to import to know all that a run names."""
-    return tuple(dict.fromkeys(entry.factory.__module__ for _, _, entry in _own(run)))
-
-
-def unimportable(run: Run) -> str | None:
-    """Return why workers could not know what a run names; None if they can.
-
-    Args:
-        run: the run.
-    """
-    for kind, name, entry in _own(run):
-        if not _found(entry.factory.__module__):
-            return (
-                f"{kind} {name!r} is defined in this notebook or script, where workers cannot import it: put it into "
-                "a module, such as mine.py, and import that here; or train it by engine='inline'"
-            )
-    return None
-
-
-def _found(name: str) -> bool:
-    """Return whether a module comes from a file where Python looks for modules."""
-    if name == "__main__" or not getattr(sys.modules.get(name), "__file__", None):
-        return False
-    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
-    return any(finder.find_spec(name.partition(".")[0], None) for finder in finders)
