@@ -18,7 +18,7 @@ TICK = 1.0  # seconds from look to look at the workers
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens; anything else needs TLS.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens; beyond this machine it needs TLS.")
 @click.option("--port", default=8786, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free port.")
 def scheduler(host: str, port: int) -> None:
     """Start a scheduler, which workers join and to which `kdstudy run --engine` gives the runs of a study.
@@ -54,8 +54,8 @@ def has_tls() -> bool:
 def worker(address: str, number: int | None, resources: str | None) -> None:
     """Let this machine work for the scheduler at ADDRESS, such as tls://cluster:8786, until it is interrupted.
 
-    Each worker trains a run at a time, in one thread, and is started anew if it dies. What it needs is sent to it;
-    KDSTUDY_RUNS and KDSTUDY_DATA say where this machine keeps it.
+    Each worker trains a run at a time, in one thread, and is started anew if it dies. Teachers, checkpoints and folders
+    of images are sent to it; other data sets it downloads itself. KDSTUDY_RUNS and KDSTUDY_DATA say where it keeps them.
     """
     check_private([address])
     check_tls(address)

@@ -94,15 +94,16 @@ def study(runs: Iterable[Run], *, engine: Any = None, store: Store | None = None
     """Train what is missing of some runs, teachers first, and return them all as a table.
 
     Says beforehand how many runs there are and about how long they take, from rates measured here, and which feature
-    maps learn from which. A run that fails does not stop the others; those it was to teach, or to begin, fail with
-    it. Whether each can be trained is checked before any is. Interrupted or killed at any moment, the same call goes
+    maps learn from which. A run that fails does not stop the others; runs that it teaches, or that start from
+    its weights, fail with it. Whether each can be trained is checked before any is. Interrupted or killed at any moment, the same call goes
     on where it stopped; several processes that ask for the same runs share the work.
 
     Args:
         runs: the runs; their teachers and what they start from are trained too, but have no rows unless they are
             listed.
         engine: where they are trained: "inline" (in this process), "local" (side by side on this machine; "local:4"
-            by four workers), the address of a Dask scheduler, or a `dask.distributed.Client`; None takes
+            by four workers), the address of a Dask scheduler ("tls://host:8786?GPU=1" takes only workers that offer
+            GPU=1), a `dask.distributed.Client`, or an engine, such as `engines.Cluster(client, {"GPU": 1})`; None takes
             `KDSTUDY_ENGINE`, by default what is fastest for these runs.
         store: where finished runs are kept; None takes the default one.
 

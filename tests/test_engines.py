@@ -20,6 +20,7 @@ import dask
 import pytest
 import torch
 from click.testing import CliRunner
+from distributed.comm.core import CommClosedError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,8 +30,12 @@ from kdstudy.checkpoint import Stopped, reached
 from kdstudy.cli import main
 from kdstudy.engines import Cluster, Event, Inline, Local, check, cluster, crew, engine, node, pace, unimportable
 from kdstudy.engines.cluster import check_private, is_loopback
+from kdstudy.engines.courier import Courier, Gone
 from kdstudy.engines.event import Graph, in_words, needed_failed
+from kdstudy.engines.flight import Flight
 from kdstudy.engines.own import modules
+from kdstudy.engines.session import Session
+from kdstudy.engines.task import Task, _is_safe
 from kdstudy.progress import Progress
 
 DATA = Data("digits", subset=100)
@@ -891,3 +896,145 @@ def test_a_worker_offers_what_the_machine_has(
     assert made[0][1] == number
     assert tuple(made[0][3]) == arguments
     assert Interrupted.did == ["stop", "close"]
+
+
+# What a session makes of what it hears, without any cluster
+
+
+class Answers:
+    """A stand-in for a Dask client, whose workers answer as they are told."""
+
+    status = "running"
+
+    def __init__(self, *, there: bool = True) -> None:
+        self.there, self.error = there, None
+        self.called: list[str] = []
+
+    def run(self, function: Callable[..., Any], *args: Any, workers: list[str]) -> dict[str, Any]:
+        self.called.append(function.__name__)
+        if self.error is not None:
+            raise self.error
+        return {workers[0]: ([], (-1, 0)) if function is node.lacking else None}
+
+    def nthreads(self) -> dict[str, int]:
+        return {"tcp://there": 1} if self.there else {}
+
+
+@pytest.mark.parametrize(
+    ("error", "there", "raised", "said"),
+    [
+        (CommClosedError("closed"), True, Gone, "tcp://there"),
+        (ConnectionRefusedError("refused"), True, Gone, "tcp://there"),
+        (ValueError("an unknown worker"), False, Gone, "tcp://there"),
+        (
+            OSError(28, "No space left on device"),
+            True,
+            KDStudyError,
+            "No space left on device.*at the worker tcp://there",
+        ),
+    ],
+)
+def test_a_worker_that_is_gone_is_told_from_one_that_fails(error, there, raised, said, tmp_path):
+    client = Answers(there=there)
+    client.error = error
+    with pytest.raises(raised, match=said):
+        Courier(client, Store(tmp_path)).call("tcp://there", node.fetched, "a key")
+
+
+def session_of(client: Answers, root: Path, *runs: Run) -> tuple[Session, list[Flight]]:
+    session = Session(client, runs, Store(root), lambda: 1, {})
+    for run in runs:
+        session.graph.take(session.store)
+        session.flights[run.key] = Flight(run, tries=1, address="tcp://there")
+    return session, list(session.flights.values())
+
+
+def test_a_run_waits_for_another_worker_where_one_is_gone_and_ends_where_one_fails(tmp_path):
+    client = Answers()
+    session, (flight,) = session_of(client, tmp_path, RUN)
+    client.error = CommClosedError("closed")
+    assert list(session._serve(flight, {"shared": False})) == []
+    assert (flight.served, flight.run.key in session.flights) == (False, True)
+    client.error = None
+    assert list(session._serve(flight, {"shared": False})) == []
+    assert (flight.served, client.called[-2:]) == (True, ["lacking", "begin"])
+    flight.served, client.error = False, OSError(28, "No space left on device")
+    (event,) = session._serve(flight, {"shared": False})
+    assert event.ends
+    assert "No space left on device" in str(event.error)
+    assert not session.flights
+    assert not session.store.elsewhere(RUN)  # its lock is given back
+
+
+def test_a_run_is_served_to_nobody_while_another_process_holds_its_lock(tmp_path):
+    client = Answers()
+    session, (flight,) = session_of(client, tmp_path, RUN)
+    with session.store.lock(RUN):
+        said = [list(session._serve(flight, {"shared": False})) for _ in range(2)]
+    assert said == [[Event(RUN, waits=True)], []]  # said once
+    assert client.called == []
+    assert list(session._serve(flight, {"shared": False})) == []
+    assert flight.served
+
+
+def test_checkpoints_that_are_due_are_fetched_one_at_a_time_the_longest_ago_first(tmp_path, monkeypatch):
+    runs = [RUN.but(seed=seed) for seed in range(3)]
+    session, flights = session_of(Answers(), tmp_path, *runs)
+    fetched = []
+    monkeypatch.setattr(session.courier, "fetch", lambda address, run, name: fetched.append(run.seed))
+    for flight in flights:
+        flight.lock = session.store.lock(flight.run)
+    for _ in range(2):
+        session._follow(flights[0], {"kept": True})  # twice, and fetched once
+    session._follow(flights[2], {"kept": True})
+    session._fetch_next()
+    session._follow(flights[0], {"kept": True})
+    for _ in range(3):
+        session._fetch_next()
+    assert fetched == [0, 2, 0]
+    session._follow(flights[1], {"leaves": True})  # at once, since it will not be there for long
+    assert fetched == [0, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("told", "its", "deaths"),
+    [
+        ({"attempt": 0, "start": "a"}, True, 0),
+        ({"attempt": 0, "start": "b", "starts": True}, True, 1),  # so the one before has died
+        ({"attempt": 0, "start": "b"}, False, 0),  # late, of a start that is over
+        ({"attempt": 1, "start": "b", "starts": True}, False, 0),  # of a task that another client gave out
+    ],
+)
+def test_a_new_start_is_a_death_of_the_one_before_and_nothing_else_is(told, its, deaths, tmp_path):
+    session, (flight,) = session_of(Answers(), tmp_path, RUN)
+    assert session._is_its(flight, {"attempt": 0, "start": "a", "starts": True})
+    assert flight.deaths == 0
+    assert session._is_its(flight, told) is its
+    assert flight.deaths == deaths
+
+
+def test_who_leaves_in_order_has_not_died(tmp_path):
+    session, (flight,) = session_of(Answers(), tmp_path, RUN)
+    told = {"attempt": 0, "worker": "tcp://there", "host": "there"}
+    for start in ("a", "b", "c", "d"):
+        assert list(session._told(flight, {**told, "start": start, "starts": True})) == []
+        assert list(session._told(flight, {**told, "start": start, "leaves": True})) == []
+    assert flight.deaths == 0
+
+
+@pytest.mark.parametrize(
+    ("shared", "flags", "alone", "safe"),
+    [
+        (True, ("begin",), False, False),
+        (True, ("begin", "ended"), False, True),
+        (False, ("begin", "ended"), False, False),
+        (False, ("begin", "ended", "home"), False, True),
+        (False, ("begin", "ended"), True, True),  # nobody can come for it
+        (False, ("ended",), False, True),  # it had not begun
+    ],
+)
+def test_a_worker_leaves_when_what_it_trained_is_safe(shared, flags, alone, safe, tmp_path):
+    task = Task(Store(tmp_path), shared)
+    for flag in flags:
+        getattr(task, flag).set()
+    assert _is_safe(task, alone) is safe

@@ -9,6 +9,7 @@ import filelock
 import pandas as pd
 import pytest
 import torch
+from distributed import Client, LocalCluster
 from torch import Tensor
 
 from kdstudy import Data, Net, Recipe, Run, account, progress, study
@@ -348,6 +349,20 @@ def test_workers_give_the_same_table_as_this_process(tmp_path, started):
     for run in (TEACHER, *runs[:3]):
         weights = [(tmp_path / name[:5] / run.key / "weights.safetensors").read_bytes() for name in tables]
         assert weights[0] == weights[1]
+
+
+def test_a_cluster_of_ones_own_trains_the_same_and_goes_on(tmp_path):
+    """Dask's own LocalCluster, its workers under nannies, which see the store since it is on this machine."""
+    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        tables = {
+            name: study([STUDENT, PLAIN], engine=where, store=Store(tmp_path / name)).drop(columns="train_seconds")
+            for name, where in (("inline", "inline"), ("cluster", client))
+        }
+        assert client.submit(sum, (1, 2)).result(timeout=60) == 3  # nobody has closed it
+    pd.testing.assert_frame_equal(*tables.values(), check_exact=True)
+    weights = [(tmp_path / name / STUDENT.key / "weights.safetensors").read_bytes() for name in tables]
+    assert weights[0] == weights[1]
 
 
 MORTAL = """

@@ -104,7 +104,8 @@ def _connected(address: str) -> Any:
         return Client(address, timeout=ANSWER, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         said = " ".join(str(error).split())
-        raise KDStudyError(f"engine {address!r}: no Dask scheduler answers there ({said})") from None
+        tls = "; one that was started with TLS is at tls://..." if address.startswith("tcp:") else ""
+        raise KDStudyError(f"engine {address!r}: no Dask scheduler answers there ({said}){tls}") from None
 
 
 def check_tls(address: str) -> None:

@@ -49,6 +49,11 @@ class Courier:
         except (CommClosedError, ConnectionError, TimeoutError) as error:
             raise Gone(address) from error
         except Exception as error:  # of many kinds
+            if str(error).startswith("Timed out trying to connect"):
+                raise KDStudyError(
+                    f"the scheduler cannot reach the worker at {address}: its port must be open, or forwarded by the "
+                    "tunnel (CLUSTERS.md, Tunnels)"
+                ) from error
             if self.client.status == "running" and address in self.client.nthreads():
                 raise KDStudyError(f"{in_words(error)} (at the worker {address})") from error
             raise Gone(address) from error

@@ -19,7 +19,7 @@ from kdstudy.store import Store
 
 
 class Local:
-    """The engine that trains side by side on this machine, in a Dask cluster of its own that only this machine sees.
+    """The engine that trains side by side on this machine, in a Dask cluster of its own, which other machines do not reach.
 
     Small networks gain little from a second thread: two processes of one thread each train more images a second than
     one process of two, and do not suffer where the machine is busy with something else.
