@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import time
 from contextlib import closing
-from typing import Any
 
 import click
 
-from kdstudy.engines.cluster import check_private, check_tls, is_loopback
+from kdstudy.engines.cluster import check_private, check_tls, has_tls, is_loopback
 from kdstudy.engines.crew import Crew, devices, most
 from kdstudy.errors import KDStudyError
 from kdstudy.running import stoppable
@@ -18,7 +17,9 @@ TICK = 1.0  # seconds from look to look at the workers
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens; beyond this machine it needs TLS.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where it listens; beyond this machine it needs TLS."
+)
 @click.option("--port", default=8786, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free port.")
 def scheduler(host: str, port: int) -> None:
     """Start a scheduler, which workers join and to which `kdstudy run --engine` gives the runs of a study.
@@ -39,14 +40,6 @@ def scheduler(host: str, port: int) -> None:
     dask_scheduler.main.main(args=arguments, standalone_mode=False)
 
 
-def has_tls() -> bool:
-    """Return whether Dask's configuration names the files that TLS needs, of schedulers and of workers."""
-    from distributed.security import Security
-
-    security: Any = Security()
-    return all((security.tls_ca_file, security.tls_scheduler_cert, security.tls_worker_cert))
-
-
 @click.command()
 @click.argument("address")
 @click.option("--number", type=click.IntRange(min=1), help="How many; by default one a GPU, else one a core.")
@@ -55,7 +48,7 @@ def worker(address: str, number: int | None, resources: str | None) -> None:
     """Let this machine work for the scheduler at ADDRESS, such as tls://cluster:8786, until it is interrupted.
 
     Each worker trains a run at a time, in one thread, and is started anew if it dies. Teachers, checkpoints and folders
-    of images are sent to it; other data sets it downloads itself. KDSTUDY_RUNS and KDSTUDY_DATA say where it keeps them.
+    of images are sent to it; other data sets it downloads. KDSTUDY_RUNS and KDSTUDY_DATA say where it keeps them.
     """
     check_private([address])
     check_tls(address)

@@ -94,9 +94,9 @@ def study(runs: Iterable[Run], *, engine: Any = None, store: Store | None = None
     """Train what is missing of some runs, teachers first, and return them all as a table.
 
     Says beforehand how many runs there are and about how long they take, from rates measured here, and which feature
-    maps learn from which. A run that fails does not stop the others; runs that it teaches, or that start from
-    its weights, fail with it. Whether each can be trained is checked before any is. Interrupted or killed at any moment, the same call goes
-    on where it stopped; several processes that ask for the same runs share the work.
+    maps learn from which. A run that fails does not stop the others; runs that it teaches, or that start from its
+    weights, fail with it. Whether each can be trained is checked before any is. Interrupted or killed at any moment,
+    the same call goes on where it stopped; several processes that ask for the same runs share the work.
 
     Args:
         runs: the runs; their teachers and what they start from are trained too, but have no rows unless they are

@@ -32,6 +32,7 @@ from helpers import sources
 from safetensors import safe_open
 
 from kdstudy import Data, Recipe, Run, cli, engines, study
+from kdstudy.engines import crew
 from kdstudy.store import Store
 from kdstudy.study import in_order
 
@@ -203,6 +204,19 @@ def test_two_machines_by_tls(tmp_path: Path, started: Callable[..., Path]) -> No
         anybody.wrap_socket(plain) as wrapped,
     ):
         wrapped.recv(1)
+
+
+def test_side_by_side_on_one_machine_it_is_tls_too_where_it_is_set_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses, begun = [], crew.Crew._start
+    monkeypatch.setattr(crew.Crew, "_start", lambda self, *one: (addresses.append(self.address), begun(self, *one))[1])
+    variables = certificate(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with dask.config.set({name[5:].lower().replace("__", "."): value for name, value in variables.items()}):
+        assert study([a_run()], engine="local:1").status.tolist() == ["finished"]
+    assert [each.rpartition(":")[0] for each in addresses] == ["tls://127.0.0.1"]
 
 
 # Tunnels: B is a network of its own, whose loopback nobody else reaches; sockets in a folder stand in for ssh

@@ -126,6 +126,14 @@ def check_tls(address: str) -> None:
         )
 
 
+def has_tls() -> bool:
+    """Return whether Dask's configuration names the files that TLS needs, of schedulers and of workers."""
+    from distributed.security import Security
+
+    security: Any = Security()
+    return all((security.tls_ca_file, security.tls_scheduler_cert, security.tls_worker_cert))
+
+
 def check_private(addresses: Iterable[str]) -> None:
     """Refuse an address at which others could have something executed.
 

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from threading import Event as Flag
 from typing import Any
 
+from kdstudy.engines.cluster import has_tls
 from kdstudy.engines.crew import Crew, most
 from kdstudy.engines.event import Event
 from kdstudy.engines.session import Session
@@ -19,7 +20,9 @@ from kdstudy.store import Store
 
 
 class Local:
-    """The engine that trains side by side on this machine, in a Dask cluster of its own, which other machines do not reach.
+    """The engine that trains side by side on this machine, in a Dask cluster of its own.
+
+    Other machines do not reach it; nor do other users of this one where Dask's configuration names the files of TLS.
 
     Small networks gain little from a second thread: two processes of one thread each train more images a second than
     one process of two, and do not suffer where the machine is busy with something else.
@@ -61,10 +64,11 @@ class Local:
 @contextmanager
 def _cluster() -> Iterator[tuple[Any, str]]:
     """Start a scheduler without workers in this process, for this machine alone, and a client of it."""
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Security
 
+    tls: dict[str, Any] = {"protocol": "tls://", "security": Security()} if has_tls() else {}
     with (
-        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50) as cluster,
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50, **tls) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client, cluster.scheduler_address

@@ -86,7 +86,10 @@ class Session:
             self._since = time.monotonic()
         elif self.flights and time.monotonic() > self._since + LONELY:
             self._since = math.inf
-            yield Event(next(iter(self.flights.values())).run, said="waits for workers: the scheduler has none that may train it")
+            yield Event(
+                next(iter(self.flights.values())).run,
+                said="waits for workers: the scheduler has none that may train it",
+            )
 
     def _forget_token(self) -> None:
         with suppress(OSError):
