@@ -145,6 +145,7 @@ def test_it_names_only_variables_that_are_read() -> None:
 def test_it_is_of_no_one_machine() -> None:
     assert not re.findall(r"/(?:home|root|work|Users)/", PAGE)
     assert len(max(PAGE.splitlines(), key=len)) < 1_000
+    assert "@@" not in PAGE
 
 
 # TLS

@@ -439,7 +439,8 @@ def test_an_amount_that_nobody_could_offer_is_refused(amount: str) -> None:
 
 def test_where_nobody_answers_it_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "ANSWER", 0.2)
-    with pytest.raises(KDStudyError, match=r"^engine 'tcp://127.0.0.1:9': no Dask scheduler answers there \(.+\)$"):
+    said = r"^engine 'tcp://127.0.0.1:9': no Dask scheduler answers there \(.+\); one that was started with TLS is at tls://"
+    with pytest.raises(KDStudyError, match=said):
         Cluster("tcp://127.0.0.1:9")
 
 

@@ -105,7 +105,7 @@ class Crew:
             if member.vain >= STARTS:
                 said = member.log.read_text(errors="replace").strip().splitlines() or ["it says nothing"]
                 code = member.process.returncode
-                raise KDStudyError(f"workers of {self.address} cannot be started (exit code {code}): {said[-1]}")
+                raise KDStudyError(f"workers cannot be started (exit code {code}): {said[-1]}")
             member.process = self._start(number, member.log)
 
     def stop(self) -> None:
