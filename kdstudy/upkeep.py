@@ -27,8 +27,8 @@ WORDS: dict[Kind, str] = {
     "unfinished": "unfinished runs",
     "stale": "partial files and locks left behind",
 }
-_LOCK = re.compile(rf"{KEY.pattern}|import|engine-[0-9a-f]{{16}}")  # of a run, an import, a study that is under way
 IMPORT = "import"  # the name of the lock that an import holds, and of the folder it unpacks into
+_LOCK = re.compile(rf"{KEY.pattern}|{IMPORT}|engine-[0-9a-f]{{16}}")  # the last of a study that is under way
 
 
 @dataclasses.dataclass(frozen=True)

@@ -335,28 +335,28 @@ def test_local_takes_as_many_workers_as_there_is_room_for(monkeypatch: pytest.Mo
 def test_an_address_is_joined_and_left(said: str, address: str, resources: Any, joined: list[Joined]) -> None:
     check(said)
     assert joined == []  # a check joins nothing
-    with engine(said, []) as chosen:
+    with engine(said, [RUN]) as chosen:
         assert chosen is cast(Any, joined[0])
         assert (joined[0].client, joined[0].resources, joined[0].closed) == (address, resources, 0)
     assert joined[0].closed == 1
 
 
 def test_a_cluster_is_left_though_its_study_fails(joined: list[Joined]) -> None:
-    with pytest.raises(ZeroDivisionError), engine("tcp://127.0.0.1:8786", []):
+    with pytest.raises(ZeroDivisionError), engine("tcp://127.0.0.1:8786", [RUN]):
         raise ZeroDivisionError
     assert joined[0].closed == 1
 
 
 def test_a_client_is_taken_as_it_is(joined: list[Joined]) -> None:
     client = SimpleNamespace(scheduler_info=lambda: {})
-    with engine(client, []) as chosen:
+    with engine(client, [RUN]) as chosen:
         assert chosen is cast(Any, joined[0])
         assert joined[0].client is client
 
 
 def test_an_engine_is_taken_as_it_is_and_stays_open() -> None:
     own = Joined("a client")
-    with engine(own, []) as chosen:
+    with engine(own, [RUN]) as chosen:
         assert chosen is cast(Any, own)
     assert own.closed == 0
 
@@ -367,7 +367,7 @@ def test_a_client_of_somebody_else_is_not_closed() -> None:
     client = SimpleNamespace(
         scheduler_info=lambda n_workers: info, status="running", close=lambda: closed.append(1), scheduler=None
     )
-    with engine(client, []) as chosen:
+    with engine(client, [RUN]) as chosen:
         assert isinstance(chosen, Cluster)
         assert chosen.side == 0
     assert closed == []
@@ -378,9 +378,9 @@ def test_the_environment_names_an_engine_where_nobody_else_does(
 ) -> None:
     monkeypatch.setenv("KDSTUDY_ENGINE", "tcp://127.0.0.1:8786?A=1")
     for nothing in (None, ""):
-        with engine(nothing, []):
+        with engine(nothing, [RUN]):
             assert joined[-1].resources == {"A": 1.0}
-    with engine("inline", []) as chosen:
+    with engine("inline", [RUN]) as chosen:
         assert chosen.name == "inline"
     assert len(joined) == 2
 
@@ -390,7 +390,7 @@ def test_something_else_is_no_engine(said: Any) -> None:
     if said is Inline:  # the class, not one of it
         said = type
     kind = type(said).__name__
-    with pytest.raises(KDStudyError, match=f"engine: is a {kind}, must be a name, an address"), engine(said, []):
+    with pytest.raises(KDStudyError, match=f"engine: is a {kind}, must be a name, an address"), engine(said, [RUN]):
         pass
 
 
@@ -416,7 +416,7 @@ WRONG = {
 
 @pytest.mark.parametrize("said", WRONG)
 def test_a_wrong_text_is_refused_in_a_line_by_the_check_and_by_the_study(said: str) -> None:
-    for refuse in (check, lambda said: engine(said, []).__enter__()):
+    for refuse in (check, lambda said: engine(said, [RUN]).__enter__()):
         with pytest.raises(KDStudyError) as caught:
             refuse(said)
         assert str(caught.value).startswith(WRONG[said])
@@ -426,7 +426,7 @@ def test_a_wrong_text_is_refused_in_a_line_by_the_check_and_by_the_study(said: s
 @pytest.mark.parametrize("said", ["tcp://[::1", "tcp://127.0.0.1:99999", "tcp://127.0.0.1:port"])
 def test_an_address_that_is_none_is_refused_in_a_line(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "ANSWER", 0.2)
-    with pytest.raises(KDStudyError, match="tcp://") as caught, engine(said, []):
+    with pytest.raises(KDStudyError, match="tcp://") as caught, engine(said, [RUN]):
         pass
     assert "\n" not in str(caught.value)
 

@@ -365,6 +365,16 @@ def test_a_cluster_of_ones_own_trains_the_same_and_goes_on(tmp_path):
     assert weights[0] == weights[1]
 
 
+def test_a_study_that_is_finished_opens_without_its_cluster(tmp_path):
+    table = study([PLAIN], engine="inline", store=Store(tmp_path))
+    again = study([PLAIN], engine="tcp://127.0.0.1:9?GPU=1", store=Store(tmp_path))  # where nobody answers
+    pd.testing.assert_frame_equal(table, again)
+    with pytest.raises(KDStudyError, match="unknown engine 'lokal': did you mean 'local'"):
+        study([PLAIN], engine="lokal", store=Store(tmp_path))
+    with pytest.raises(KDStudyError, match="tcp://10.0.0.5:8786: whoever reaches it"):
+        study([PLAIN], engine="tcp://10.0.0.5:8786", store=Store(tmp_path))
+
+
 MORTAL = """
 import os, signal
 from pathlib import Path

@@ -36,7 +36,7 @@ def engine(said: Any, runs: Sequence[Run]) -> Iterator[Engine]:
         said: "inline", "local", "local:4" (so many workers), the address of a Dask scheduler, with the resources that
             a run needs behind it where it needs some ("tcp://127.0.0.1:8786?GPU=1"), a `dask.distributed.Client`, or
             an engine; None takes `KDSTUDY_ENGINE`, by default what is fastest for the runs at hand.
-        runs: the runs that are to be trained.
+        runs: the runs that are to be trained; where there are none, no cluster is joined.
 
     Raises:
         KDStudyError: if there is no such engine, or it cannot be used.
@@ -47,15 +47,15 @@ def engine(said: Any, runs: Sequence[Run]) -> Iterator[Engine]:
         3
     """
     said = said or os.environ.get("KDSTUDY_ENGINE") or _fastest(runs)
-    made = _made(said) if isinstance(said, str) else said
+    made = _made(said, bool(runs)) if isinstance(said, str) else said
     if hasattr(made, "scheduler_info"):  # a client
-        made = Cluster(made)
+        made = Cluster(made) if runs else Inline()
     if not hasattr(made, "execute"):
         raise KDStudyError(f"engine: is a {type(said).__name__}, must be a name, an address, an engine or a Client")
     try:
         yield made
     finally:
-        if made is not said and hasattr(made, "close"):
+        if made is not said and isinstance(made, Cluster):
             made.close()
 
 
@@ -79,18 +79,16 @@ def check(said: str) -> None:
     Raises:
         KDStudyError: naming what there is.
     """
-    if "://" in said:
-        check_private([said.partition("?")[0]])
-        _resources(said, said.partition("?")[2])
-    else:
-        _made(said)
+    _made(said, joins=False)
 
 
-def _made(said: str) -> Engine:
-    """Return the engine of a name or an address."""
+def _made(said: str, joins: bool) -> Engine:
+    """Return the engine of a name or an address; of an address one that is of no use, unless the cluster is joined."""
     address, _, query = said.partition("?")
     if "://" in address:
-        return Cluster(address, _resources(said, query))
+        check_private([address])
+        resources = _resources(said, query)
+        return Cluster(address, resources) if joins else Inline()
     name, _, number = said.partition(":")
     if name == "inline" and said == name:
         return Inline()
@@ -114,7 +112,7 @@ def _resources(said: str, query: str) -> dict[str, float]:
 
 def _fastest(runs: Sequence[Run]) -> Engine:
     """Choose an engine: workers where there are GPUs or cores for them, and enough to do to be worth their start."""
-    if len(runs) < 2 or any(not run.shipped and unimportable(run) for run in runs):
+    if len(runs) < 2 or any(map(unimportable, runs)):
         return Inline()
     if default_device().type == "cuda":
         return Local() if len(crew.devices()) > 1 else Inline()

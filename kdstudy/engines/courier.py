@@ -67,10 +67,8 @@ class Courier:
         """
         for file in self._files(run, parcel):
             with file.open("rb") as opened:
-                at, part = 0, opened.read(PART)
-                while part or not at:
-                    self.call(address, node.receive, run.key, self.sender, parcel, file.name, at, part)
-                    at, part = at + len(part) or 1, opened.read(PART)
+                for at in range(0, max(1, file.stat().st_size), PART):
+                    self.call(address, node.receive, run.key, self.sender, parcel, file.name, at, opened.read(PART))
         self.call(address, node.settle, run.key, self.sender, parcel)
 
     def _files(self, run: Run, parcel: node.Parcel) -> list[Path]:

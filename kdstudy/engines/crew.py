@@ -16,12 +16,15 @@ from urllib.parse import urlsplit
 import torch
 
 from kdstudy.engines.cluster import is_loopback
+from kdstudy.engines.task import LEAVING
 from kdstudy.errors import KDStudyError
 from kdstudy.memory import available_memory
 
-GRACE = 40.0  # seconds that a worker may take to end in order
+GRACE = LEAVING + 10.0  # seconds that a worker may take to end in order
 STARTS = 3  # in vain, after which it is said that none will succeed
 PROCESS = 700 * 10**6  # bytes that a worker takes beside what its training needs
+OURS = ("KDSTUDY_LOG", "KDSTUDY_ACCOUNT", "KDSTUDY_DRY_RUN", "KDSTUDY_ENGINE")  # of the one process that began a study
+TRIMMED = {"MALLOC_TRIM_THRESHOLD_": "65536"}  # what a training held goes back to the system, as Dask's nannies see to
 
 
 @dataclass
@@ -74,12 +77,8 @@ class Crew:
             *self.arguments,
             *(("--host", "127.0.0.1") if is_loopback(urlsplit(self.address).hostname or "") else ()),
         ]
-        inherited = {name: value for name, value in os.environ.items() if name not in _OURS}
-        environment = {
-            "MALLOC_TRIM_THRESHOLD_": "65536",
-            **inherited,
-            **self.environment,
-        }  # memory goes back, as in Dask
+        inherited = {name: value for name, value in os.environ.items() if name not in OURS}
+        environment = TRIMMED | inherited | dict(self.environment)
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[number % len(self.devices)]
         with log.open("wb") as said:
@@ -124,9 +123,6 @@ class Crew:
         for member in self.members:
             member.process.wait()
         self._folder.cleanup()
-
-
-_OURS = ("KDSTUDY_LOG", "KDSTUDY_ACCOUNT", "KDSTUDY_DRY_RUN", "KDSTUDY_ENGINE")  # of the one process that began a study
 
 
 def devices() -> list[str]:

@@ -44,9 +44,6 @@ class Local:
         """What `KDSTUDY_ENGINE` calls it."""
         return f"local:{self.side}"
 
-    def close(self) -> None:
-        """Do nothing: its cluster ends with the runs that it trains."""
-
     def execute(self, runs: Sequence[Run], store: Store, stop: Flag | None = None) -> Generator[Event, None, None]:
         """Train runs; see `Engine`."""
         if not runs:

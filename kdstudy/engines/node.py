@@ -91,25 +91,23 @@ def train(order: Order) -> dict[str, Any]:
             worker.log_event(TOPIC, {**whence, **said})
 
     clear()
-    task = Task(*_store(order, worker))
-    TASKS[order.key] = task
-    ended: dict[str, Any] = {"finished": True}
+    TASKS[order.key] = task = Task(*_store(order, worker))
     post(starts=True)
-    with forwarded(post):
-        try:
+    try:
+        with forwarded(post):
             for record in _epochs(order, task, post, _wanted(worker, task, order.key, post)):
                 records.append(record)
                 post(record=record, memory=_memory(), progress=_progress(task, order.key))
-            ended = {"over": True} if task.over else ended
-        except Stopped:
-            ended = {"stopped": True}
-            post(leaves=True)  # a worker that leaves in order does not come to return anything
-        except Exception as reason:
-            ended = {"error": in_words(reason)}
-        finally:
-            task.ended.set()
-            if task.shared:  # nobody asks for anything of it any more
-                TASKS.pop(order.key, None)
+        ended: dict[str, Any] = {"over" if task.over else "finished": True}
+    except Stopped:
+        ended = {"stopped": True}
+        post(leaves=True)  # a worker that leaves in order does not come to return anything
+    except Exception as reason:
+        ended = {"error": in_words(reason)}
+    finally:
+        task.ended.set()
+        if task.shared:  # nobody asks for anything of it any more
+            TASKS.pop(order.key, None)
     return {**ended, "records": records, "shared": task.shared, "address": worker.address, "host": platform.node()}
 
 
