@@ -43,8 +43,9 @@ def scheduler(host: str, port: int) -> None:
 @click.command()
 @click.argument("address")
 @click.option("--number", type=click.IntRange(min=1), help="How many; by default one a GPU, else one a core.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Of the first; the next ones follow. By default free ones.")
 @click.option("--resources", help="What it offers, such as GPU=1, which is the default where there is a GPU.")
-def worker(address: str, number: int | None, resources: str | None) -> None:
+def worker(address: str, number: int | None, port: int | None, resources: str | None) -> None:
     """Let this machine work for the scheduler at ADDRESS, such as tls://cluster:8786, until it is interrupted.
 
     Each worker trains a run at a time, in one thread, and is started anew if it dies. Teachers, checkpoints and folders
@@ -57,7 +58,7 @@ def worker(address: str, number: int | None, resources: str | None) -> None:
     threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with (
         stoppable("stopping: what is in training keeps a checkpoint first"),
-        closing(Crew(address, number or most(), threads, arguments)) as crew,
+        closing(Crew(address, number or most(), threads, arguments, port or 0)) as crew,
     ):
         click.echo(f"{len(crew.members)} workers for {address}")
         try:

@@ -353,7 +353,9 @@ def test_a_worker_of_two_threads_is_refused() -> None:
 
 def test_an_address_where_nobody_answers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdstudy.engines.cluster.ANSWER", 1.0)
-    with pytest.raises(KDStudyError, match=r"^engine 'tcp://127.0.0.1:9': no Dask scheduler answers there \(.*\)$"):
+    with pytest.raises(
+        KDStudyError, match=r"^engine 'tcp://127.0.0.1:9': no Dask scheduler answers there \(.*\); one .* is at tls://"
+    ):
         study([PLAIN], engine="tcp://127.0.0.1:9")
 
 

@@ -68,9 +68,13 @@ def await_scheduler(log: Path) -> None:
 
 
 def free() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """Return a port that is free, as is the next one."""
+    while True:
+        with contextlib.suppress(OSError, OverflowError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port = int(one.getsockname()[1])
+            other.bind(("127.0.0.1", port + 1))
+            return port
 
 
 @pytest.fixture
@@ -223,7 +227,7 @@ def test_side_by_side_on_one_machine_it_is_tls_too_where_it_is_set_up(
 # Tunnels: B is a network of its own, whose loopback nobody else reaches; sockets in a folder stand in for ssh
 
 TUNNEL = """
-import contextlib, json, os, socket, threading
+import contextlib, json, os, socket, sys, threading
 
 def end(at):
     return (socket.AF_UNIX, at) if isinstance(at, str) else (socket.AF_INET, ("127.0.0.1", at))
@@ -260,12 +264,12 @@ def pump(source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
-def dask_setup(worker):  # before it calls the scheduler
-    carry(json.loads(os.environ["TUNNEL_PAIRS"]))
+carry(json.loads(os.environ["TUNNEL_PAIRS"]))
+if sys.argv[1:]:
+    from kdstudy.cli import main
 
-if __name__ == "__main__":
-    dask_setup(None)
-    threading.Event().wait()
+    main()
+threading.Event().wait()
 """
 
 
@@ -281,11 +285,12 @@ def alone() -> tuple[str, ...]:
 
 
 def test_two_machines_by_tunnels(tmp_path: Path, started: Callable[..., Path]) -> None:
-    before, ports = alone(), {}
+    before, ports = alone(), {"8786": free(), "8790": free()}
+    ports["8791"] = ports["8790"] + 1
 
     def own(text: str) -> str:
         """Take free ports for those of the page."""
-        return re.sub(r"\b8\d{3}\b", lambda found: str(ports.setdefault(found[0], free())), text)
+        return re.sub(r"\b8\d{3}\b", lambda found: str(ports[found[0]]), text)
 
     scheduler, ssh, there, run_ = map(own, blocks("sh", "Tunnels"))
     port = ports["8786"]
@@ -300,15 +305,13 @@ def test_two_machines_by_tunnels(tmp_path: Path, started: Callable[..., Path]) -
         (file := tmp_path / "tunnel.py").write_text(TUNNEL)
         started(str(file), TUNNEL_PAIRS=json.dumps(sides["A"]))
         await_scheduler(started("-m", *shlex.split(scheduler), "--port", str(port)))
-        command = shlex.split(there.splitlines()[-1])
-        assert command[:2] == ["dask", "worker"]
-        more = {"DASK_DISTRIBUTED__WORKER__PRELOAD": f"['{file}']", "TUNNEL_PAIRS": json.dumps(sides["B"])}
-        more |= {"KDSTUDY_RUNS": str(tmp_path / "far"), "CUDA_VISIBLE_DEVICES": ""}
-        log = started("-m", "distributed.cli.dask_worker", *command[2:], before=before, **more)
+        more = {"TUNNEL_PAIRS": json.dumps(sides["B"]), "KDSTUDY_RUNS": str(tmp_path / "far")}
+        log = started(str(file), *shlex.split(there)[1:], before=before, **more, CUDA_VISIBLE_DEVICES="")
         engine = shlex.split(run_)[-1]
         with Client(engine, set_as_default=False, timeout=PATIENCE) as client:
-            client.wait_for_workers(1, timeout=PATIENCE)
-            assert list(client.scheduler_info()["workers"]) == [f"tcp://127.0.0.1:{ports['8790']}"], log.read_text()
+            client.wait_for_workers(2, timeout=PATIENCE)
+            known = set(client.scheduler_info()["workers"])
+            assert known == {f"tcp://127.0.0.1:{ports[port]}" for port in ("8790", "8791")}, log.read_text()
         run = a_run()
         taught = a_run(method="kd", teachers=(run,))
         assert study([run, taught], engine=engine).status.tolist() == ["finished"] * 2

@@ -55,14 +55,15 @@ class Crew:
         number: how many.
         environment: variables for them.
         arguments: more arguments for `dask worker`.
+        port: where the first of them listens, and the others behind it; 0 takes any free ones.
     """
 
     def __init__(
-        self, address: str, number: int, environment: Mapping[str, str], arguments: Sequence[str] = ()
+        self, address: str, number: int, environment: Mapping[str, str], arguments: Sequence[str] = (), port: int = 0
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kdstudy-workers-", ignore_cleanup_errors=True)
         self.address, self.environment, self.arguments = address, environment, list(arguments)
-        self.devices = devices()
+        self.devices, self.port = devices(), port
         self.members: list[Member] = []
         for each in range(number):
             log = Path(self._folder.name, f"{each}.log")
@@ -74,6 +75,7 @@ class Crew:
             *("--dashboard-address", "127.0.0.1:0"),  # where it listens even without a dashboard
             *("--nthreads", "1", "--memory-limit", "0", "--death-timeout", "60"),
             *("--local-directory", self._folder.name, "--preload", "kdstudy.engines.task"),
+            *("--worker-port", str(self.port and self.port + number)),
             *self.arguments,
             *(("--host", "127.0.0.1") if is_loopback(urlsplit(self.address).hostname or "") else ()),
         ]
