@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from contextlib import closing
 
@@ -53,12 +54,15 @@ def worker(address: str, number: int | None, port: int | None, resources: str | 
     """
     check_private([address])
     check_tls(address)
+    number = number or most()
+    for each in range(port, port + number) if port else ():
+        _check_free(each)
     offered = resources or ("GPU=1" if devices() else "")
     arguments = ("--resources", offered) if offered else ()
     threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with (
         stoppable("stopping: what is in training keeps a checkpoint first"),
-        closing(Crew(address, number or most(), threads, arguments, port or 0)) as crew,
+        closing(Crew(address, number, threads, arguments, port or 0)) as crew,
     ):
         click.echo(f"{len(crew.members)} workers for {address}")
         try:
@@ -67,3 +71,18 @@ def worker(address: str, number: int | None, port: int | None, resources: str | 
                 time.sleep(TICK)
         except KeyboardInterrupt:
             crew.stop()
+
+
+def _check_free(port: int) -> None:
+    """Refuse a port at which something listens already, or where one must not.
+
+    Raises:
+        KDStudyError: saying what stands against it.
+    """
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", "") or "ports end at 65535"
+            raise KDStudyError(f"--port: a worker cannot listen at {port}: {reason}") from None

@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import os
 import pickle
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -897,6 +898,20 @@ def test_a_worker_offers_what_the_machine_has(
     assert made[0][1] == number
     assert tuple(made[0][3]) == arguments
     assert Interrupted.did == ["stop", "close"]
+
+
+def test_a_worker_is_not_started_at_a_port_that_it_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdstudy.serving.Crew", lambda *given: pytest.fail("it was started"))
+    command = ("worker", "tcp://127.0.0.1:1", "--number")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused(call(*command, "1", "--port", str(port)))
+    assert line == f"--port: a worker cannot listen at {port}: Address already in use"
+    assert (
+        refused(call(*command, "2", "--port", "65535")) == "--port: a worker cannot listen at 65536: ports end at 65535"
+    )
 
 
 # What a session makes of what it hears, without any cluster
