@@ -147,11 +147,9 @@ class Progress:
         self.display.show(f"{self.plan}{trained}{failed}", 1.0)
         self.display.close()
 
-    def interrupted(self) -> None:
-        """Show that somebody has ended it before its end, and that nothing is lost."""
-        self.display.show(
-            f"interrupted after {self.ends} of {len(self.share)} runs: the same call goes on from here", 1.0
-        )
+    def broken_off(self, how: str) -> None:
+        """Show that it has ended before its end, and that nothing is lost."""
+        self.display.show(f"{how} after {self.ends} of {len(self.share)} runs: the same call goes on from here", 1.0)
         self.display.close()
 
     def _failed(self, line: str) -> None:

@@ -49,14 +49,19 @@ def said_limit() -> int | None:
     return int(gigabytes * 1e9)
 
 
-def in_use(root: Path) -> set[str]:
-    """Return the keys of the runs that those now in training learn from."""
+def in_use(root: Path, recorded: bool = True) -> set[str]:
+    """Return the keys of the runs that those now in training build on.
+
+    Args:
+        root: the store.
+        recorded: leave out what builds on them without recording them.
+    """
     training = [folder for folder in folders(root, False) if busy(root, folder.name)]
     used: set[str] = set()
     for folder in training:
         with suppress(KDStudyError):  # its specification is not written yet, or damaged: it begins anew
             spec = read(folder).spec
-            if not recipe_of(spec).get("live"):  # a live teacher is not recorded
+            if not (recorded and recipe_of(spec).get("live")):
                 used |= {key_of(teacher) for teacher in depends_on(spec)}
     return used
 

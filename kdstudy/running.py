@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import sys
 import threading
@@ -66,8 +67,7 @@ def run(
     """Execute a STUDY's notebook and write its report; `kdstudy list studies` names them."""
     if every == bool(study):
         raise KDStudyError("name one study, or all of them with --all")
-    if engine is not None:
-        engines.check(engine)
+    _check_engine(engine)
     chosen = list(studies(notebooks).values()) if every else [find_study(str(study), notebooks)]
     texts = [*given, *([("scale", scale)] if scale is not None else [])]
     alone = not every and not grids
@@ -87,6 +87,21 @@ def run(
         click.echo("Error: interrupted: the same command goes on from what is in the store", err=True)
         sys.exit(128 + getattr(reason, "number", signal.SIGINT))
     sys.exit(0 if good else 1)
+
+
+def _check_engine(said: str | None) -> None:
+    """Refuse an engine that there is not, before anything is begun, whichever way it was said.
+
+    Raises:
+        KDStudyError: naming what there is, and the variable if it was that.
+    """
+    if said is not None:
+        engines.check(said)
+    elif variable := os.environ.get("KDSTUDY_ENGINE"):
+        try:
+            engines.check(variable)
+        except KDStudyError as error:
+            raise KDStudyError(f"KDSTUDY_ENGINE: {error}") from None
 
 
 def _points(
@@ -174,7 +189,7 @@ def _plan(points: Sequence[Point], timeout: float | None) -> bool:
         click.echo(f"{point.label}: {_cost(plan['missing'], plan['runs'])}")
         if plan["error"]:
             click.echo(f"Error: {plan['error']}", err=True)
-    where = f"{workers} workers" if workers else "in one process"
+    where = f"{workers} worker{'s' * (workers > 1)}" if workers else "in one process"
     click.echo(f"to train: {_cost(seconds, runs)}" + (f" of training on this machine, {where}" if seconds else ""))
     if seconds:
         click.echo("(of each notebook up to the first of its studies that lacks a run; nothing was trained)")

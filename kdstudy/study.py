@@ -160,8 +160,8 @@ def _train(missing: list[Run], store: Store, engine: Engine, show: Progress) -> 
                 _show(show, event)
                 if event.error is not None:
                     failed[event.run.key] = event.error
-    except KeyboardInterrupt:
-        show.interrupted()
+    except (KeyboardInterrupt, KDStudyError) as reason:
+        show.broken_off("ended" if isinstance(reason, KDStudyError) else "interrupted")
         raise
     show.close()
     return failed

@@ -7,7 +7,6 @@ import importlib.util
 import itertools
 import os
 import pickle
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +16,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
-import dask
 import pytest
 import torch
 from click.testing import CliRunner
-from distributed.comm.core import CommClosedError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,12 +28,8 @@ from kdstudy.checkpoint import Stopped, reached
 from kdstudy.cli import main
 from kdstudy.engines import Cluster, Event, Inline, Local, check, cluster, crew, engine, node, pace, unimportable
 from kdstudy.engines.cluster import check_private, is_loopback
-from kdstudy.engines.courier import Courier, Gone
 from kdstudy.engines.event import Graph, in_words, needed_failed
-from kdstudy.engines.flight import Flight
 from kdstudy.engines.own import modules
-from kdstudy.engines.session import Session
-from kdstudy.engines.task import Task, _is_safe
 from kdstudy.progress import Progress
 
 DATA = Data("digits", subset=100)
@@ -333,8 +326,12 @@ def test_local_takes_as_many_workers_as_there_is_room_for(monkeypatch: pytest.Mo
         ("tls://far:1?GPU=2&MEMORY=1e9", "tls://far:1", {"GPU": 2.0, "MEMORY": 1e9}),
     ],
 )
-def test_an_address_is_joined_and_left(said: str, address: str, resources: Any, joined: list[Joined]) -> None:
-    check(said)
+def test_an_address_is_joined_and_left(
+    said: str, address: str, resources: Any, joined: list[Joined], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(engines, "check_tls", lambda address: None)  # its files
+        check(said)
     assert joined == []  # a check joins nothing
     with engine(said, [RUN]) as chosen:
         assert chosen is cast(Any, joined[0])
@@ -366,12 +363,32 @@ def test_a_client_of_somebody_else_is_not_closed() -> None:
     closed = []
     info = {"address": "tcp://127.0.0.1:1", "workers": {}}
     client = SimpleNamespace(
-        scheduler_info=lambda n_workers: info, status="running", close=lambda: closed.append(1), scheduler=None
+        **{"scheduler_info": lambda n_workers: info, "scheduler": None, "submit": None},
+        **{"status": "running", "close": lambda: closed.append(1)},
     )
     with engine(client, [RUN]) as chosen:
         assert isinstance(chosen, Cluster)
         assert chosen.side == 0
     assert closed == []
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (
+            {"submit": None, "asynchronous": True, "status": "running"},
+            "is an asynchronous Client, must be made without asynchronous=True",
+        ),
+        ({"submit": None, "status": "closed"}, "is a Client that is closed, must be connected"),
+        ({}, r"is a SimpleNamespace, must be a Client of it: dask.distributed.Client\(it\)"),  # such as a LocalCluster
+    ],
+)
+def test_a_client_that_cannot_be_asked_is_refused(told: dict[str, Any], said: str) -> None:
+    client = SimpleNamespace(
+        **{"scheduler_info": lambda n_workers: pytest.fail("it was asked"), "status": "running"} | told
+    )
+    with pytest.raises(KDStudyError, match=f"^engine: {said}$"), engine(client, [RUN]):
+        pass
 
 
 def test_the_environment_names_an_engine_where_nobody_else_does(
@@ -404,7 +421,8 @@ WRONG = {
     "local:two": "engine 'local:two': 'local:4' is four workers, 'local' one a GPU or a core",
     "local:-1": "engine 'local:-1': 'local:4' is four workers, 'local' one a GPU or a core",
     "local:²": "engine 'local:²': 'local:4' is four workers, 'local' one a GPU or a core",
-    "127.0.0.1:8786": "unknown engine '127.0.0.1:8786': did you mean 'tcp://127.0.0.1:8786'?",
+    "127.0.0.1:8787": "unknown engine '127.0.0.1:8787': did you mean 'tcp://127.0.0.1:8787'?",
+    "far.org:1?GPU=1": "unknown engine 'far.org:1?GPU=1': did you mean 'tls://far.org:1?GPU=1'?",
     "tcp://10.0.0.1:8786": "tcp://10.0.0.1:8786: whoever reaches it can execute anything there: off this machine ",
     "tcp://0.0.0.0:1?GPU=1": "tcp://0.0.0.0:1: whoever reaches it can execute anything there: off this machine ",
     "http://far:1": "http://far:1: whoever reaches it can execute anything there: off this machine it must be tls://",
@@ -583,25 +601,6 @@ def test_a_worker_trains_one_run_at_a_time_and_listens_where_its_scheduler_does(
     assert (options["--nthreads"], options["--resources"]) == ("1", "GPU=1")
     assert options.get("--host") == ("127.0.0.1" if "127" in address else None)
     assert options["--dashboard-address"] == "127.0.0.1:0"  # which it listens at whether there is a dashboard or not
-
-
-def test_a_worker_that_dies_is_started_anew_until_it_is_in_vain(idle: None) -> None:
-    made = crew.Crew("tcp://127.0.0.1:1", 1, {})
-    (member,) = made.members
-    for joined in (True, False, False, True, False, False):
-        before = cast(Any, member.process)
-        made.tend()
-        assert member.process is before  # as long as it lives
-        member.log.write_text("Registered to: tcp://127.0.0.1:1\nended\n" if joined else "one\nno room\n")
-        before.returncode = 1
-        made.tend()
-        assert cast(Any, member.process) is not before
-    member.log.write_text("one\n\nno room\n")
-    cast(Any, member.process).returncode = 7
-    with pytest.raises(KDStudyError, match=r"^workers cannot be started \(exit code 7\): no room$"):
-        made.tend()
-    made.close()
-    assert not member.log.parent.exists()
 
 
 # What workers can know
@@ -824,233 +823,15 @@ def test_a_wrong_engine_is_refused_before_any_notebook_is_looked_at(said: str) -
     assert refused(call("run", "nothing at all", "--engine", said)).startswith(WRONG[said])
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "cluster", "::"])
-def test_a_scheduler_that_others_could_reach_needs_tls(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distributed.cli.dask_scheduler.main.main", lambda **given: pytest.fail("it was started"))
-    line = refused(call("scheduler", "--host", host))
-    assert line.startswith(f"--host {host}: whoever reaches a scheduler can execute anything there: beyond this ")
-
-
-@pytest.mark.parametrize(
-    ("host", "tls", "protocol"), [("127.0.0.1", False, "tcp"), ("127.0.0.1", True, "tls"), ("0.0.0.0", True, "tls")]
-)
-def test_a_scheduler_listens_with_tls_where_there_is_any(
-    host: str, tls: bool, protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_wrong_engine_in_the_environment_is_refused_as_early_and_the_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    started: list[dict[str, Any]] = []
-    monkeypatch.setattr("distributed.cli.dask_scheduler.main.main", lambda **given: started.append(given))
-    files = {"ca-file": "a", "scheduler.cert": "b", "worker.cert": "c"} if tls else {}
-    with dask.config.set({f"distributed.comm.tls.{name}": str(tmp_path / file) for name, file in files.items()}):
-        result = call("scheduler", "--host", host, "--port", "0")
-    assert result.exit_code == 0, result.output
-    options = dict(itertools.pairwise(started[0]["args"]))
-    assert (options["--host"], options["--protocol"], options["--port"]) == (host, protocol, "0")
-    assert "--no-dashboard" in started[0]["args"]
+    monkeypatch.setenv("KDSTUDY_ENGINE", "lcoal")
+    assert refused(call("run", "nothing at all")) == "KDSTUDY_ENGINE: unknown engine 'lcoal': did you mean 'local'?"
+    assert refused(call("run", "nothing at all", "--engine", "local")).startswith("unknown study 'nothing at all'")
 
 
-@pytest.mark.parametrize("missing", ["ca-file", "scheduler.cert", "worker.cert"])
-def test_half_of_tls_is_none(missing: str) -> None:
-    files = {
-        f"distributed.comm.tls.{name}": "file" for name in {"ca-file", "scheduler.cert", "worker.cert"} - {missing}
-    }
-    with dask.config.set(files):
-        assert refused(call("scheduler", "--host", "0.0.0.0")).startswith("--host 0.0.0.0: whoever reaches")
-
-
-def test_a_worker_joins_nobody_whom_others_could_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdstudy.serving.Crew", lambda *given: pytest.fail("it was started"))
-    line = refused(call("worker", "tcp://10.0.0.1:1"))
-    assert line.startswith("tcp://10.0.0.1:1: whoever reaches it can execute anything there: off this machine it must")
-
-
-@pytest.mark.parametrize(
-    ("gpus", "given", "number", "arguments"),
-    [
-        (0, (), 4, ()),
-        (2, (), 2, ("--resources", "GPU=1")),
-        (2, ("--number", "1", "--resources", "BIG=1"), 1, ("--resources", "BIG=1")),
-    ],
-)
-def test_a_worker_offers_what_the_machine_has(
-    gpus: int, given: Any, number: int, arguments: Any, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[Any] = []
-
-    class Interrupted:
-        members, did = [None], list[str]()
-
-        def __init__(self, *said: Any) -> None:
-            made.append(said)
-
-        def tend(self) -> None:
-            raise KeyboardInterrupt
-
-        def stop(self) -> None:
-            self.did.append("stop")
-
-        def close(self) -> None:
-            self.did.append("close")
-
-    machine(gpus=gpus)
-    monkeypatch.setattr("kdstudy.serving.Crew", Interrupted)
-    result = call("worker", "tcp://127.0.0.1:1", *given)
-    assert result.exit_code == 0, result.output
-    assert made[0][1] == number
-    assert tuple(made[0][3]) == arguments
-    assert Interrupted.did == ["stop", "close"]
-
-
-def test_a_worker_is_not_started_at_a_port_that_it_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdstudy.serving.Crew", lambda *given: pytest.fail("it was started"))
-    command = ("worker", "tcp://127.0.0.1:1", "--number")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        line = refused(call(*command, "1", "--port", str(port)))
-    assert line == f"--port: a worker cannot listen at {port}: Address already in use"
-    assert (
-        refused(call(*command, "2", "--port", "65535")) == "--port: a worker cannot listen at 65536: ports end at 65535"
+def test_an_address_that_needs_tls_is_refused_where_nothing_names_the_files() -> None:
+    assert refused(call("run", "nothing at all", "--engine", "tls://far:1")).startswith(
+        "tls://far:1: TLS needs the files"
     )
-
-
-# What a session makes of what it hears, without any cluster
-
-
-class Answers:
-    """A stand-in for a Dask client, whose workers answer as they are told."""
-
-    status = "running"
-
-    def __init__(self, *, there: bool = True) -> None:
-        self.there, self.error = there, None
-        self.called: list[str] = []
-
-    def run(self, function: Callable[..., Any], *args: Any, workers: list[str]) -> dict[str, Any]:
-        self.called.append(function.__name__)
-        if self.error is not None:
-            raise self.error
-        return {workers[0]: ([], (-1, 0)) if function is node.lacking else None}
-
-    def nthreads(self) -> dict[str, int]:
-        return {"tcp://there": 1} if self.there else {}
-
-
-@pytest.mark.parametrize(
-    ("error", "there", "raised", "said"),
-    [
-        (CommClosedError("closed"), True, Gone, "tcp://there"),
-        (ConnectionRefusedError("refused"), True, Gone, "tcp://there"),
-        (ValueError("an unknown worker"), False, Gone, "tcp://there"),
-        (
-            OSError(28, "No space left on device"),
-            True,
-            KDStudyError,
-            "No space left on device.*at the worker tcp://there",
-        ),
-    ],
-)
-def test_a_worker_that_is_gone_is_told_from_one_that_fails(error, there, raised, said, tmp_path):
-    client = Answers(there=there)
-    client.error = error
-    with pytest.raises(raised, match=said):
-        Courier(client, Store(tmp_path)).call("tcp://there", node.fetched, "a key")
-
-
-def session_of(client: Answers, root: Path, *runs: Run) -> tuple[Session, list[Flight]]:
-    session = Session(client, runs, Store(root), lambda: 1, {})
-    for run in runs:
-        session.graph.take(session.store)
-        session.flights[run.key] = Flight(run, tries=1, address="tcp://there")
-    return session, list(session.flights.values())
-
-
-def test_a_run_waits_for_another_worker_where_one_is_gone_and_ends_where_one_fails(tmp_path):
-    client = Answers()
-    session, (flight,) = session_of(client, tmp_path, RUN)
-    client.error = CommClosedError("closed")
-    assert list(session._serve(flight, {"shared": False})) == []
-    assert (flight.served, flight.run.key in session.flights) == (False, True)
-    client.error = None
-    assert list(session._serve(flight, {"shared": False})) == []
-    assert (flight.served, client.called[-2:]) == (True, ["lacking", "begin"])
-    flight.served, client.error = False, OSError(28, "No space left on device")
-    (event,) = session._serve(flight, {"shared": False})
-    assert event.ends
-    assert "No space left on device" in str(event.error)
-    assert not session.flights
-    assert not session.store.elsewhere(RUN)  # its lock is given back
-
-
-def test_a_run_is_served_to_nobody_while_another_process_holds_its_lock(tmp_path):
-    client = Answers()
-    session, (flight,) = session_of(client, tmp_path, RUN)
-    with session.store.lock(RUN):
-        said = [list(session._serve(flight, {"shared": False})) for _ in range(2)]
-    assert said == [[Event(RUN, waits=True)], []]  # said once
-    assert client.called == []
-    assert list(session._serve(flight, {"shared": False})) == []
-    assert flight.served
-
-
-def test_checkpoints_that_are_due_are_fetched_one_at_a_time_the_longest_ago_first(tmp_path, monkeypatch):
-    runs = [RUN.but(seed=seed) for seed in range(3)]
-    session, flights = session_of(Answers(), tmp_path, *runs)
-    fetched = []
-    monkeypatch.setattr(session.courier, "fetch", lambda address, run, name: fetched.append(run.seed))
-    for flight in flights:
-        flight.lock = session.store.lock(flight.run)
-    for _ in range(2):
-        session._follow(flights[0], {"kept": True})  # twice, and fetched once
-    session._follow(flights[2], {"kept": True})
-    session._fetch_next()
-    session._follow(flights[0], {"kept": True})
-    for _ in range(3):
-        session._fetch_next()
-    assert fetched == [0, 2, 0]
-    session._follow(flights[1], {"leaves": True})  # at once, since it will not be there for long
-    assert fetched == [0, 2, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("told", "its", "deaths"),
-    [
-        ({"attempt": 0, "start": "a"}, True, 0),
-        ({"attempt": 0, "start": "b", "starts": True}, True, 1),  # so the one before has died
-        ({"attempt": 0, "start": "b"}, False, 0),  # late, of a start that is over
-        ({"attempt": 1, "start": "b", "starts": True}, False, 0),  # of a task that another client gave out
-    ],
-)
-def test_a_new_start_is_a_death_of_the_one_before_and_nothing_else_is(told, its, deaths, tmp_path):
-    session, (flight,) = session_of(Answers(), tmp_path, RUN)
-    assert session._is_its(flight, {"attempt": 0, "start": "a", "starts": True})
-    assert flight.deaths == 0
-    assert session._is_its(flight, told) is its
-    assert flight.deaths == deaths
-
-
-def test_who_leaves_in_order_has_not_died(tmp_path):
-    session, (flight,) = session_of(Answers(), tmp_path, RUN)
-    told = {"attempt": 0, "worker": "tcp://there", "host": "there"}
-    for start in ("a", "b", "c", "d"):
-        assert list(session._told(flight, {**told, "start": start, "starts": True})) == []
-        assert list(session._told(flight, {**told, "start": start, "leaves": True})) == []
-    assert flight.deaths == 0
-
-
-@pytest.mark.parametrize(
-    ("shared", "flags", "alone", "safe"),
-    [
-        (True, ("begin",), False, False),
-        (True, ("begin", "ended"), False, True),
-        (False, ("begin", "ended"), False, False),
-        (False, ("begin", "ended", "home"), False, True),
-        (False, ("begin", "ended"), True, True),  # nobody can come for it
-        (False, ("ended",), False, True),  # it had not begun
-    ],
-)
-def test_a_worker_leaves_when_what_it_trained_is_safe(shared, flags, alone, safe, tmp_path):
-    task = Task(Store(tmp_path), shared)
-    for flag in flags:
-        getattr(task, flag).set()
-    assert _is_safe(task, alone) is safe

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import re
 import sys
+import tempfile
 
 import filelock
 import pandas as pd
@@ -452,9 +453,10 @@ def test_workers_that_cannot_start_are_told_in_one_line(tmp_path, monkeypatch, s
     python.write_text("#!/bin/sh\necho first >&2\necho no room for a worker >&2\nexit 3\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the logs stay
     with pytest.raises(KDStudyError) as caught:
         study([PLAIN, STUDENT], engine="local:2")
-    assert str(caught.value) == "workers cannot be started (exit code 3): no room for a worker"
+    assert str(caught.value).startswith("workers cannot be started (exit code 3): no room for a worker; ")
     assert gone(started)
     assert Store().find(PLAIN) is None
 

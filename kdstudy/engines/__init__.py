@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from urllib.parse import parse_qsl
 import torch
 
 from kdstudy.engines import crew
-from kdstudy.engines.cluster import Cluster, check_private
+from kdstudy.engines.cluster import Cluster, check_private, check_tls, is_loopback
 from kdstudy.engines.event import Engine, Event, in_words, needed_failed
 from kdstudy.engines.inline import Inline
 from kdstudy.engines.local import Local
@@ -48,7 +49,7 @@ def engine(said: Any, runs: Sequence[Run]) -> Iterator[Engine]:
     """
     said = said or os.environ.get("KDSTUDY_ENGINE") or _fastest(runs)
     made = _made(said, bool(runs)) if isinstance(said, str) else said
-    if hasattr(made, "scheduler_info"):  # a client
+    if hasattr(made, "scheduler_info"):  # a client, or a cluster, which is refused
         made = Cluster(made) if runs else Inline()
     if not hasattr(made, "execute"):
         raise KDStudyError(f"engine: is a {type(said).__name__}, must be a name, an address, an engine or a Client")
@@ -80,6 +81,7 @@ def check(said: str) -> None:
         KDStudyError: naming what there is.
     """
     _made(said, joins=False)
+    check_tls(said)
 
 
 def _made(said: str, joins: bool) -> Engine:
@@ -96,6 +98,8 @@ def _made(said: str, joins: bool) -> Engine:
         if number and not (number.isdecimal() and int(number)):
             raise KDStudyError(f"engine {said!r}: 'local:4' is four workers, 'local' one a GPU or a core")
         return Local(int(number) if number else None)
+    if re.fullmatch(r"(localhost|[\w-]+(\.[\w-]+)+):\d+", address):
+        raise KDStudyError(f"unknown engine {said!r}: did you mean '{'tcp' if is_loopback(name) else 'tls'}://{said}'?")
     raise unknown("engine", said, NAMES)
 
 

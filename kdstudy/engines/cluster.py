@@ -38,6 +38,8 @@ class Cluster:
     def __init__(self, client: Any, resources: Mapping[str, float] | None = None) -> None:
         self.resources = dict(resources or {})
         self._own = isinstance(client, str)
+        if not self._own:
+            _check_client(client)
         self.client: Any = _connected(client) if self._own else client
         self._side, self._due, self._met = 0, 0.0, False
         try:
@@ -88,6 +90,16 @@ class Cluster:
     def execute(self, runs: Sequence[Run], store: Store, stop: Flag | None = None) -> Generator[Event, None, None]:
         """Train runs; see `Engine`."""
         yield from Session(self.client, runs, store, self.look, self.resources).events(stop)
+
+
+def _check_client(client: Any) -> None:
+    """Refuse what is no client that can be asked from here."""
+    if not hasattr(client, "submit"):
+        raise KDStudyError(f"engine: is a {type(client).__name__}, must be a Client of it: dask.distributed.Client(it)")
+    if getattr(client, "asynchronous", False):
+        raise KDStudyError("engine: is an asynchronous Client, must be made without asynchronous=True")
+    if client.status != "running":
+        raise KDStudyError(f"engine: is a Client that is {client.status}, must be connected")
 
 
 def _connected(address: str) -> Any:
@@ -181,6 +193,11 @@ def _check_threads(workers: Mapping[str, Mapping[str, Any]]) -> None:
                 f"the worker at {address} trains {worker['nthreads']} runs at a time, must be 1: two in one process "
                 "would disturb each other's random numbers; start it with --nthreads 1"
             )
+        if address.startswith("inproc:"):
+            raise KDStudyError(
+                f"the worker at {address} is a thread of this process, must be a process of its own: "
+                "LocalCluster(processes=True, threads_per_worker=1)"
+            )
 
 
 def _has(own: Mapping[str, float], needed: Mapping[str, float]) -> bool:
@@ -190,8 +207,9 @@ def _has(own: Mapping[str, float], needed: Mapping[str, float]) -> bool:
 def _lacking(needed: Mapping[str, float], workers: Mapping[str, Mapping[str, Any]]) -> KDStudyError:
     """Return what to say where nobody has the resources that are needed."""
     there = {text for worker in workers.values() for text in _texts(worker["resources"])}
+    some = f"{len(workers)} worker{'s' * (len(workers) > 1)}"
     have = f"they have {', '.join(sorted(there))}" if there else "they were started without --resources"
-    return KDStudyError(f"resources {', '.join(_texts(needed))}: none of {len(workers)} workers has that; {have}")
+    return KDStudyError(f"resources {', '.join(_texts(needed))}: none of {some} has that; {have}")
 
 
 def _texts(resources: Mapping[str, float]) -> list[str]:

@@ -24,39 +24,57 @@ class Gone(Exception):  # noqa: N818  (not an OSError: those are of this machine
     """A worker has gone."""
 
 
+class FarError(KDStudyError):
+    """Something failed at a worker that is still there."""
+
+
 class Courier:
     """Carries files between a store and the workers of a cluster.
 
     Args:
         client: the cluster's client.
         store: the store.
+
+    Attributes:
+        leaving: the addresses of workers that leave in order: they answer still, though the scheduler has let them go.
     """
 
     def __init__(self, client: Any, store: Store) -> None:
         self.client, self.store, self.sender = client, store, secrets.token_hex(4)
+        self.leaving: set[str] = set()
 
     def call(self, address: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in a worker, beside what it trains.
 
         Raises:
             Gone: if it is gone.
-            KDStudyError: if it fails there, as where a disk is full.
+            FarError: if it fails there, as where a disk is full.
         """
         from distributed.comm.core import CommClosedError
 
+        if not self._is_there(address):  # it would be called for half a minute
+            raise Gone(address)
         try:
             return self.client.run(function, *args, workers=[address])[address]
         except (CommClosedError, ConnectionError, TimeoutError) as error:
             raise Gone(address) from error
         except Exception as error:  # of many kinds
+            if self.client.status != "running" or address not in self.client.nthreads():
+                raise Gone(address) from error
             if str(error).startswith("Timed out trying to connect"):
-                raise KDStudyError(
+                raise FarError(
                     f"the scheduler cannot reach the worker at {address}: its port must be open, or forwarded by the "
                     "tunnel (CLUSTERS.md, Tunnels)"
                 ) from error
-            if self.client.status == "running" and address in self.client.nthreads():
-                raise KDStudyError(f"{in_words(error)} (at the worker {address})") from error
-            raise Gone(address) from error
+            raise FarError(f"{in_words(error)} (at the worker {address})") from error
+
+    def _is_there(self, address: str) -> bool:
+        """Return whether a worker may answer."""
+        if address in self.leaving:
+            return True
+        with suppress(Exception):
+            return address in self.client.nthreads()
+        return False  # nor does the scheduler
 
     def give(self, address: str, run: Run, parcel: node.Parcel) -> None:
         """Give a worker the files of what it lacks to train a run.

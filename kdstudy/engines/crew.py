@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,23 @@ from kdstudy.errors import KDStudyError
 from kdstudy.memory import available_memory
 
 GRACE = LEAVING + 10.0  # seconds that a worker may take to end in order
+WAIT = 60  # seconds that a worker looks for its scheduler
 STARTS = 3  # in vain, after which it is said that none will succeed
 PROCESS = 700 * 10**6  # bytes that a worker takes beside what its training needs
 OURS = ("KDSTUDY_LOG", "KDSTUDY_ACCOUNT", "KDSTUDY_DRY_RUN", "KDSTUDY_ENGINE")  # of the one process that began a study
 TRIMMED = {"MALLOC_TRIM_THRESHOLD_": "65536"}  # what a training held goes back to the system, as Dask's nannies see to
+
+NOBODY, GONE = "no scheduler answers", "the scheduler is gone"
+SIGNS = {  # what Dask writes in a worker's log, and what it means
+    "Timed out starting worker": NOBODY,
+    "cannot convert to SSL": NOBODY,  # it answers, but without TLS
+    "Reason: worker-handle-scheduler-connection-broken": GONE,
+    "Reason: scheduler-close": GONE,
+}
+OTHERS = {  # schedulers that do not answer at such an address
+    "tcp": "one that was started with TLS is at tls://...",
+    "tls": "one that has another certificate does not; one that was started without TLS is at tcp://...",
+}
 
 
 @dataclass
@@ -35,16 +49,38 @@ class Member:
         process: its process.
         log: what it says of itself.
         vain: how often in a row it has ended before the scheduler knew it.
+        known: whether the scheduler was seen to know it.
     """
 
     process: subprocess.Popen[bytes]
     log: Path
     vain: int = 0
+    known: bool = False
 
     @property
     def joined(self) -> bool:
-        """Whether the scheduler knows it."""
-        return b"Registered to" in self.log.read_bytes()
+        """Whether the scheduler knows it, or has known it."""
+        self.known = self.known or b"Registered to" in self.log.read_bytes()
+        return self.known
+
+    @property
+    def said(self) -> str:
+        """Its log."""
+        return self.log.read_text(errors="replace")
+
+    @property
+    def sign(self) -> str:
+        """What Dask says of why it has ended, where that has to do with the scheduler."""
+        said = self.said
+        return next((meaning for sign, meaning in SIGNS.items() if sign in said), "")
+
+    @property
+    def ending(self) -> str:
+        """How it has ended: by which signal, or with which exit code and, where that is known, why."""
+        code = self.process.returncode
+        if code < 0:
+            return f"signal {-code}"
+        return f"exit code {code}: {self.sign}" if self.sign else f"exit code {code}"
 
 
 class Crew:
@@ -61,20 +97,20 @@ class Crew:
     def __init__(
         self, address: str, number: int, environment: Mapping[str, str], arguments: Sequence[str] = (), port: int = 0
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="kdstudy-workers-", ignore_cleanup_errors=True)
+        self.folder, self.kept = Path(tempfile.mkdtemp(prefix="kdstudy-workers-")), False
         self.address, self.environment, self.arguments = address, environment, list(arguments)
         self.devices, self.port = devices(), port
         self.members: list[Member] = []
         for each in range(number):
-            log = Path(self._folder.name, f"{each}.log")
+            log = self.folder / f"{each + 1}.log"
             self.members.append(Member(self._start(each, log), log))
 
     def _start(self, number: int, log: Path) -> subprocess.Popen[bytes]:
         command = [
             *(sys.executable, "-m", "distributed.cli.dask_worker", self.address, "--no-nanny", "--no-dashboard"),
             *("--dashboard-address", "127.0.0.1:0"),  # where it listens even without a dashboard
-            *("--nthreads", "1", "--memory-limit", "0", "--death-timeout", "60"),
-            *("--local-directory", self._folder.name, "--preload", "kdstudy.engines.task"),
+            *("--nthreads", "1", "--memory-limit", "0", "--death-timeout", str(WAIT)),
+            *("--local-directory", str(self.folder / "scratch"), "--preload", "kdstudy.engines.task"),
             *("--worker-port", str(self.port and self.port + number)),
             *self.arguments,
             *(("--host", "127.0.0.1") if is_loopback(urlsplit(self.address).hostname or "") else ()),
@@ -93,21 +129,40 @@ class Crew:
                 start_new_session=True,  # an interrupt is for the one who waits, who then stops the workers
             )
 
-    def tend(self) -> None:
+    @property
+    def joined(self) -> int:
+        """How many the scheduler knows."""
+        return sum(member.joined for member in self.members)
+
+    def tend(self) -> dict[str, list[int]]:
         """Start those anew that have died.
 
+        Returns:
+            Which ones, counted from 1, by how they ended.
+
         Raises:
-            KDStudyError: if one cannot be started, saying why.
+            KDStudyError: if one cannot be started, saying why and where the logs are.
         """
+        anew: dict[str, list[int]] = {}
         for number, member in enumerate(self.members):
             if member.process.poll() is None:
                 continue
             member.vain = 0 if member.joined else member.vain + 1
             if member.vain >= STARTS:
-                said = member.log.read_text(errors="replace").strip().splitlines() or ["it says nothing"]
-                code = member.process.returncode
-                raise KDStudyError(f"workers cannot be started (exit code {code}): {said[-1]}")
-            member.process = self._start(number, member.log)
+                raise self._in_vain(member)
+            anew.setdefault(member.ending, []).append(number + 1)
+            member.process, member.known = self._start(number, member.log), False
+        return anew
+
+    def _in_vain(self, member: Member) -> KDStudyError:
+        """Return what to say where a worker cannot be started; the logs are kept."""
+        self.kept = True
+        if member.sign == NOBODY:
+            others = OTHERS.get(urlsplit(self.address).scheme)
+            why = f"{NOBODY} at {self.address}" + (f" ({others})" if others else "")
+        else:
+            why = f"workers cannot be started ({member.ending}): {_last(member.said)}"
+        return KDStudyError(f"{why}; the workers' logs are in {self.folder}")
 
     def stop(self) -> None:
         """Let all end in order: what is in training keeps a checkpoint first."""
@@ -124,7 +179,15 @@ class Crew:
             member.process.kill()
         for member in self.members:
             member.process.wait()
-        self._folder.cleanup()
+        shutil.rmtree(self.folder / "scratch" if self.kept else self.folder, ignore_errors=True)
+
+
+def _last(said: str) -> str:
+    """Return the last line of a log that is more than Dask's information: the error that a worker ended with."""
+    cause, _, wrapped = said.rpartition("\nThe above exception was the direct cause of")
+    text = cause if wrapped.rstrip().endswith("failed to start.") else said
+    lines = [line.strip() for line in text.splitlines() if line.strip() and " - INFO - " not in line]
+    return lines[-1] if lines else "it says nothing"
 
 
 def devices() -> list[str]:

@@ -18,6 +18,8 @@ class Flight:
         run: the run.
         future: what comes of it.
         start: what tells this start of it from another; empty before the first.
+        before: the start before, if its worker has gone without a word; it may have one still to say.
+        until: when that is not waited for any more.
         deaths: how many workers have died training it.
         tries: how often it was given to the scheduler.
         vain: how many of its tasks have ended without a result, though nobody stopped them.
@@ -29,11 +31,14 @@ class Flight:
         last: the last epoch that was told of.
         memory: what its worker took last, in bytes.
         due: whether there is a newer checkpoint at its worker.
+        appears: until when its result may take to be seen here, once it is known to be finished.
     """
 
     run: Run
     future: Any = None
     start: str = ""
+    before: str = ""
+    until: float = 0.0
     deaths: int = 0
     tries: int = 0
     vain: int = 0
@@ -45,3 +50,4 @@ class Flight:
     last: int = -1
     memory: int = 0
     due: bool = False
+    appears: float | None = None

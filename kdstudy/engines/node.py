@@ -13,7 +13,7 @@ import pickle
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from kdstudy.data import cache
 from kdstudy.engines.event import in_words
 from kdstudy.engines.forwarded import forwarded
 from kdstudy.engines.listening import TOPIC
-from kdstudy.engines.task import TASKS, TICK, Task, clear, dask_setup
+from kdstudy.engines.task import KEPT, TASKS, TICK, Task, clear, dask_setup
 from kdstudy.errors import KDStudyError
 from kdstudy.networks import Pretrained
 from kdstudy.places import data_root
@@ -39,7 +39,6 @@ from kdstudy.store import Store
 from kdstudy.stored import CHECKPOINT, how_far
 
 ANEW, LOOK = 2.0, 0.5  # seconds until a worker asks again, looks whether it is wanted
-KEPT = 60.0  # seconds that a node keeps what a client has fetched
 
 Kind = Literal["run", "data", "weights", "checkpoint"]
 Parcel = tuple[Kind, str]  # what it is, and the key or the hash it is known by
@@ -88,7 +87,7 @@ def train(order: Order) -> dict[str, Any]:
 
     def post(**said: Any) -> None:
         with suppress(Exception):  # the worker is closing: nobody listens any more
-            worker.log_event(TOPIC, {**whence, **said})
+            worker.log_event(TOPIC, {**whence, "shared": task.shared, **said})
 
     clear()
     TASKS[order.key] = task = Task(*_store(order, worker))
@@ -125,7 +124,7 @@ def _epochs(order: Order, task: Task, post: Callable[..., None], stop: Callable[
     """Make sure that all is there that a run needs, and train it."""
     run = task.run = _read(order)
     if task.shared:
-        post(begins=True, shared=True, memory=_memory())
+        post(begins=True, memory=_memory())
     else:
         _provided(run, task, post, stop)
     if task.over:
@@ -147,7 +146,7 @@ def _provided(run: Run, task: Task, post: Callable[..., None], stop: Callable[[]
             raise Stopped
         if (now := time.monotonic()) >= asked + ANEW:
             asked = now
-            post(begins=True, shared=False, memory=_memory())
+            post(begins=True, memory=_memory())
         task.begin.wait(TICK)
     if isinstance(run.init, Pretrained):
         run.init.file = _found(run.init, task.store)
@@ -238,10 +237,28 @@ def begin(key: str, over: bool = False) -> None:
         task.begin.set()
 
 
-def lacking(key: str) -> tuple[list[Parcel], tuple[int, int]]:
-    """Return what is lacking here to train a run, and how far its checkpoint is that is here."""
+def lacking(key: str, results: Mapping[str, str]) -> tuple[list[Parcel], tuple[int, int]]:
+    """Return what is lacking here to train a run, and how far its checkpoint is that is here.
+
+    Args:
+        key: the run's.
+        results: what it builds on, with the hashes of the weights that the client has of it.
+
+    Raises:
+        KDStudyError: if there is another result of that here.
+    """
     task = TASKS[key]
     assert task.run is not None
+    for other in task.run.builds_on:
+        found = task.store.find(other)
+        if found and found.digests["weights.safetensors"] != results.get(other.key):
+            raise KDStudyError(
+                f"{task.store.root} on {platform.node()} has another result of {other.label} than the study's store: "
+                "give its workers another KDSTUDY_RUNS, or delete it there"
+            )
+        if found:
+            with suppress(OSError):
+                os.utime(found.folder)  # it is not removed just now, see `clear`
     return _lacks(task.run, task.store), reached(task.store.folder(task.run))
 
 
@@ -283,11 +300,15 @@ def settle(key: str, sender: str, parcel: Parcel) -> None:
         else:
             target = root / "weights" / name if kind == "weights" else data_root() / "cache" / name
             target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{name}.{sender}.partial")  # on the disk where it is to be
             with filelock.FileLock(target.parent / f"{name}.lock"):
                 if not target.exists():
-                    shutil.move(incoming, target)
+                    shutil.move(incoming, partial)
+                    os.replace(partial, target)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
+        with suppress(OSError):  # more of this sender's may be on its way
+            incoming.parent.rmdir()
 
 
 def _incoming(key: str, sender: str, parcel: Parcel) -> Path:

@@ -18,7 +18,7 @@ import filelock
 from kdstudy.checkpoint import reached
 from kdstudy.data import Data
 from kdstudy.engines import node
-from kdstudy.engines.courier import Courier, Gone
+from kdstudy.engines.courier import Courier, FarError, Gone
 from kdstudy.engines.event import Event, Graph, in_words, needed_failed
 from kdstudy.engines.flight import Flight
 from kdstudy.engines.listening import listen
@@ -35,6 +35,8 @@ DEATHS = 3  # of its workers, after which a run is given up
 TRIES = 10  # of a run whose tasks end without a result, whatever the reason
 GRACE = 30.0  # seconds that a worker may take to keep a checkpoint
 PATIENCE = 5.0  # seconds in which a result of some lines arrives
+LATE = 1.5  # seconds in which a worker that has left in order says so, after its run was given to another one
+APPEARS = 60.0  # seconds after which what was written to a network disk is seen everywhere
 LONELY = 10.0  # seconds without any worker after which that is said
 HEARING = 0.2  # seconds until whoever may be told to stop looks whether it was
 
@@ -63,6 +65,7 @@ class Session:
         self.flights: dict[str, Flight] = {}
         self.heard: Queue[tuple[str, dict[str, Any]]] = Queue()
         self.token = f"engine-{secrets.token_hex(8)}.lock"
+        self.later: list[tuple[str, dict[str, Any]]] = []  # what to hear again
         self._contents: dict[Data, str] = {}
         self._since = time.monotonic()  # when a worker was there last
 
@@ -86,9 +89,10 @@ class Session:
             self._since = time.monotonic()
         elif self.flights and time.monotonic() > self._since + LONELY:
             self._since = math.inf
+            address = self.client.scheduler.address
             yield Event(
                 next(iter(self.flights.values())).run,
-                said="waits for workers: the scheduler has none that may train it",
+                said=f"waits for workers, such as those of: kdstudy worker {address}",
             )
 
     def _forget_token(self) -> None:
@@ -143,24 +147,23 @@ class Session:
                 if flight := self.flights.get(key):
                     yield from self._done(flight, said["future"]) if "future" in said else self._told(flight, said)
                 key, said = self.heard.get_nowait()
+        while self.later:
+            self.heard.put(self.later.pop())
 
     def _told(self, flight: Flight, said: Mapping[str, Any]) -> Iterator[Event]:
         """Take what a worker tells of a run."""
         if not self._is_its(flight, said):
             return
-        if flight.deaths >= DEATHS:
+        sure = said["shared"] or time.monotonic() >= flight.until  # of how the start before has ended
+        if flight.deaths >= DEATHS and sure:
             yield self._given_up(flight)
             return
+        yield from self._died(flight)
         flight.address, flight.host = said["worker"], said["host"]
         flight.memory = said.get("memory", flight.memory)
-        if said.get("begins") and not flight.served:
+        if said.get("begins") and sure and not flight.served:
             yield from self._serve(flight, said)
-        if flight.lock:
-            self._follow(flight, said)
-        if said.get("leaves"):  # in order, which is no death
-            flight.start = ""
-            with suppress(Gone, KDStudyError):
-                self.courier.call(flight.address, node.fetched, flight.run.key)
+        self._follow(flight, said)
         if "record" in said:
             yield from self._records(flight, [said["record"]])
         if "said" in said or "warned" in said:
@@ -168,22 +171,52 @@ class Session:
 
     def _is_its(self, flight: Flight, said: Mapping[str, Any]) -> bool:
         """Return whether what is told is of a run's last start; of a new one it takes note, and of the death before."""
-        new = said["start"] != flight.start
-        if said["attempt"] != flight.tries - 1 or (new and flight.start and not said.get("starts")):
+        if said["attempt"] != flight.tries - 1:
             return False
-        if new:
-            flight.deaths += bool(flight.start)
-            flight.start, flight.served = said["start"], False
+        if said["start"] == flight.start:
+            return True
+        if flight.start and not said.get("starts"):
+            if said.get("leaves") and said["start"] == flight.before:  # it has not died, but left in order
+                flight.deaths, flight.before, flight.until = flight.deaths - 1, "", 0.0
+                self._see_off(flight, said["worker"])
+            return False
+        if flight.start:
+            flight.deaths, flight.before, flight.until = flight.deaths + 1, flight.start, time.monotonic() + LATE
+        flight.start, flight.served = said["start"], False
         return True
+
+    def _died(self, flight: Flight) -> Iterator[Event]:
+        """Say that a worker has died, once it is sure that it has not left in order."""
+        if flight.before and time.monotonic() >= flight.until:
+            flight.before = ""
+            deaths = f"{flight.deaths} of {DEATHS} before it is given up"
+            yield Event(flight.run, said=f"its worker has died ({deaths}); it goes on from its last checkpoint")
+
+    def _see_off(self, flight: Flight, address: str) -> None:
+        """Fetch what a worker that leaves has trained, and let it go."""
+        self.courier.leaving.add(address)
+        if flight.lock:  # else another client fetches it
+            with suppress(Gone, KDStudyError):
+                with suppress(FarError):  # it has none yet
+                    self.courier.fetch(address, flight.run, CHECKPOINT)
+                self.courier.call(address, node.fetched, flight.run.key)
 
     def _follow(self, flight: Flight, said: Mapping[str, Any]) -> None:
         """Keep how far a run is that is trained out of sight, and its checkpoint."""
+        if not said["shared"] and "starts" not in said:
+            self._hold(flight)  # it may have begun for another client, which is gone
+        if flight.lock:
+            self._note(flight, said)
+        if said.get("leaves"):  # in order, which is no death
+            flight.start = ""
+            self._see_off(flight, said["worker"])
+
+    def _note(self, flight: Flight, said: Mapping[str, Any]) -> None:
+        """Write down how far a run is, and that there is a newer checkpoint of it."""
         if progress := {name: value for name, value in said.get("progress", {}).items() if name != "sha256"}:
             file = self.store.folder(flight.run) / PROGRESS
             with suppress(KDStudyError):
                 write_atomically(file, lambda partial: partial.write_text(sealed(progress)), lasting=False)
-        if said.get("leaves"):
-            self._fetch(flight)
         flight.due = flight.due or bool(said.get("kept"))
 
     def _fetch(self, flight: Flight) -> None:
@@ -216,7 +249,7 @@ class Session:
     def _serve(self, flight: Flight, said: Mapping[str, Any]) -> Iterator[Event]:
         """Let a run begin, once its lock is held and its worker has what it lacks."""
         run = flight.run
-        if said.get("shared"):  # the worker sees the store, and holds the lock itself
+        if said["shared"]:  # the worker sees the store, and holds the lock itself
             flight.served = True
             return
         if not self._hold(flight):
@@ -238,7 +271,7 @@ class Session:
         if not over:
             spec = canonical(run.spec())
             write_atomically(self.store.folder(run) / "spec.json", lambda file: file.write_text(spec))
-            lacks, there = self.courier.call(address, node.lacking, run.key)
+            lacks, there = self.courier.call(address, node.lacking, run.key, self._results(run))
             for parcel in lacks:
                 self.courier.give(address, run, parcel)
             if reached(self.store.folder(run)) > there:
@@ -246,12 +279,17 @@ class Session:
         self.courier.call(address, node.begin, run.key, over)
         flight.served = True
 
-    def _hold(self, flight: Flight, timeout: float = 0) -> bool:
+    def _results(self, run: Run) -> dict[str, str]:
+        """Return the hashes of the weights of what a run builds on."""
+        found = {other.key: self.store.find(other) for other in run.builds_on}
+        return {key: result.digests["weights.safetensors"] for key, result in found.items() if result}
+
+    def _hold(self, flight: Flight) -> bool:
         """Hold the lock of a run, or return that another process does."""
         if flight.lock is None:
             lock = self.store.lock(flight.run)
             try:
-                lock.acquire(timeout=timeout)
+                lock.acquire(timeout=0)
             except filelock.Timeout:
                 return False
             flight.lock = lock
@@ -265,40 +303,63 @@ class Session:
             ended = future.result(timeout=PATIENCE)
             flight.address, flight.host = ended["address"], ended["host"]
             yield from self._records(flight, ended["records"])
-            if ended.get("finished"):
-                self._take_home(flight, ended["shared"])
+            home = "finished" not in ended or self._take_home(flight, ended["shared"])
+        except (FarError, DamagedError) as error:
+            yield from self._lost(flight, error)
+        except KDStudyError as error:  # of this machine's disk: to train it again would be of no use
+            yield self._ended(flight.run, str(error))
         except (Exception, CancelledError) as error:  # its worker is gone, or the scheduler
             if future.status == "pending":  # the scheduler has begun it anew
                 self._await(flight)
             else:
                 yield from self._lost(flight, error)
-            return
-        if ended.get("stopped"):  # by another client of the same cluster, or since its worker was told to leave
-            flight.vain -= 1
-            yield from self._lost(flight, KDStudyError("it was stopped"))
+        else:
+            if home:
+                yield from self._over(flight, ended)
+            else:
+                time.sleep(HEARING)
+                self.later.append((flight.run.key, {"future": future}))
+
+    def _over(self, flight: Flight, ended: Mapping[str, Any]) -> Iterator[Event]:
+        """Be done with a run whose task has come to its end, or give it out again."""
+        elsewhere = ended.get("over") and not self.store.find(flight.run)
+        if ended.get("stopped") or elsewhere:  # by another client, or as its worker leaves; another client has it
+            flight.vain -= bool(ended.get("stopped"))
+            yield from self._lost(flight, KDStudyError("it was not trained to its end"))
             return
         where = "" if ended["shared"] else f" (on {flight.host})"
         yield self._ended(flight.run, f"{ended['error']}{where}" if "error" in ended else None)
 
-    def _take_home(self, flight: Flight, shared: bool) -> None:
-        """Put a finished run into the store.
+    def _take_home(self, flight: Flight, shared: bool) -> bool:
+        """Put a finished run into the store; return whether it is there by now.
 
         Raises:
             Gone: if its worker is gone.
             DamagedError: if it is not as it was written, or not where it should be.
+            KDStudyError: if it cannot be written.
         """
-        if not shared and not self.store.find(flight.run):
-            self._hold(flight, timeout=-1)
-            if not self.store.find(flight.run):  # whoever held the lock may have fetched it
-                self.courier.fetch_all(flight.address, flight.run)
-        if not self.store.find(flight.run):
-            raise DamagedError(f"{flight.run.label}: a worker has finished it, but it is not in {self.store.root}")
+        if self.store.find(flight.run):
+            return True
+        if shared:
+            now = time.monotonic()
+            flight.appears = flight.appears or now + APPEARS
+            if now < flight.appears:
+                return False
+        elif not self._hold(flight):  # another process of this store fetches it
+            return False
+        else:
+            self.courier.fetch_all(flight.address, flight.run)
+            if self.store.find(flight.run):
+                return True
+        raise DamagedError(f"{flight.run.label}: a worker has finished it, but it is not in {self.store.root}")
 
     def _lost(self, flight: Flight, error: BaseException) -> Iterator[Event]:
         """Give a run out again whose task has no result, or say why that is of no use."""
         if self.client.status != "running":
-            yield from self._all_lost()
-            return
+            raise KDStudyError(
+                f"the scheduler at {self.client.scheduler.address} is gone; what is done is kept: "
+                "start it again, and the same call goes on from there"
+            )
         flight.vain += 1
         flight.deaths += bool(flight.start) and "KilledWorker" in type(error).__name__
         if flight.deaths >= DEATHS:
@@ -307,15 +368,6 @@ class Session:
             yield self._ended(flight.run, f"its task ended {TRIES} times without a result, the last time: {error}")
         else:
             self._submit(flight)
-
-    def _all_lost(self) -> Iterator[Event]:
-        """Be done with all runs, since nobody answers any more."""
-        lost = "the scheduler is gone; what is done is kept, and the same call goes on from there"
-        for flight in list(self.flights.values()):
-            yield self._ended(flight.run, lost)
-        while self.graph.ready:
-            run, _ = self.graph.take(self.store)
-            yield self._ended(run, lost)
 
     def _end(self) -> None:
         """Put down what is in training, and keep what was trained of it."""

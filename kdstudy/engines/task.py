@@ -11,14 +11,17 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event as Flag
 from typing import Any
 
+from kdstudy.recordings import in_use
 from kdstudy.runs import Run
 from kdstudy.store import Store
 
 TICK = 0.1  # seconds until it looks whether something has come
 LEAVING = 30.0  # seconds that a worker may take to leave in order
+KEPT = 60.0  # seconds that a node keeps what a client has fetched, or what it has said to be there
 
 
 @dataclass
@@ -92,10 +95,20 @@ def _is_safe(task: Task, alone: bool) -> bool:
 
 
 def clear(every: bool = False) -> None:
-    """Remove what was to be forgotten, unless this node's store was given to it to be kept."""
+    """Remove what was to be forgotten, unless this node's store was given to it to be kept, or another run needs it."""
     now = math.inf if every else time.monotonic()
     for key, task in [(key, task) for key, task in TASKS.items() if task.due < now]:
-        del TASKS[key]
-        if not os.environ.get("KDSTUDY_RUNS"):
+        if os.environ.get("KDSTUDY_RUNS"):
+            del TASKS[key]
+        elif key not in in_use(task.store.root, recorded=False) and not _is_asked_for(task.store.root / key):
+            del TASKS[key]
             shutil.rmtree(task.store.root / key, ignore_errors=True)
             (task.store.root / f"{key}.lock").unlink(missing_ok=True)
+
+
+def _is_asked_for(folder: Path) -> bool:
+    """Return whether it was said just now that a run is there, so that one that builds on it may be about to begin."""
+    try:
+        return time.time() < folder.stat().st_mtime + KEPT
+    except OSError:  # it is gone
+        return False
