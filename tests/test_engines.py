@@ -372,6 +372,15 @@ def test_a_client_of_somebody_else_is_not_closed() -> None:
     assert closed == []
 
 
+def test_workers_that_are_threads_of_this_process_are_refused() -> None:
+    info = {"address": "inproc://10.0.0.5/1/1", "workers": {"inproc://10.0.0.5/1/2": {"nthreads": 1, "resources": {}}}}
+    client = SimpleNamespace(scheduler_info=lambda n_workers: info, status="running", submit=None)
+    with pytest.raises(
+        KDStudyError, match=r"inproc://10.0.0.5/1/2 is a thread of this process, must be a process of its"
+    ):
+        Cluster(client)
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [

@@ -316,6 +316,25 @@ def test_where_the_scheduler_is_gone_the_study_ends_in_a_line(tmp_path, submitte
     assert submitted == []
 
 
+@pytest.mark.parametrize("error", [None, FarError("it has none yet"), Gone("tcp://there")])
+def test_a_worker_that_leaves_may_go_once_it_was_asked_for_what_it_trained(error, tmp_path, monkeypatch):
+    client = Answers()
+    session, (flight,) = session_of(client, tmp_path, RUN)
+
+    def fetch(address, run, name):
+        if error:
+            raise error
+
+    monkeypatch.setattr(session.courier, "fetch", fetch)
+    told(session, flight, "a", starts=True)
+    with session.store.lock(RUN):  # by another client, which fetches it and lets it go
+        told(session, flight, "a", leaves=True)
+    assert client.called == []
+    told(session, flight, "b", starts=True)
+    told(session, flight, "b", leaves=True)
+    assert client.called == ([] if isinstance(error, Gone) else ["fetched"])
+
+
 # What a node keeps for its workers
 
 

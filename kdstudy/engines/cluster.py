@@ -115,7 +115,7 @@ def _connected(address: str) -> Any:
     try:
         return Client(address, timeout=ANSWER, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split()) or type(error).__name__
         tls = "; one that was started with TLS is at tls://..." if address.startswith("tcp:") else ""
         raise KDStudyError(f"engine {address!r}: no Dask scheduler answers there ({said}){tls}") from None
 
