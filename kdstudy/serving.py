@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from kdstudy.engines.cluster import check_private, check_tls, has_tls, is_loopback
+from kdstudy.engines.cluster import check_private, check_tls, has_tls, is_loopback, with_scheme
 from kdstudy.engines.crew import Crew, devices, most
 from kdstudy.errors import KDStudyError
 from kdstudy.running import stoppable
@@ -139,8 +139,7 @@ def _check_scheme(address: str) -> None:
     if "://" in address:
         return
     whole = address if re.search(r":\d+$", address) else f"{address}:{PORT}"
-    scheme = "tcp" if is_loopback(whole.rpartition(":")[0].strip("[]")) and not has_tls() else "tls"
-    raise KDStudyError(f"{address}: did you mean {scheme}://{whole}?")
+    raise KDStudyError(f"{address}: did you mean {with_scheme(whole)}?")
 
 
 def _check_resources(said: str) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import torch
 
 from kdstudy.engines import crew
-from kdstudy.engines.cluster import Cluster, check_private, check_tls, is_loopback
+from kdstudy.engines.cluster import Cluster, check_private, check_tls, with_scheme
 from kdstudy.engines.event import Engine, Event, in_words, needed_failed
 from kdstudy.engines.inline import Inline
 from kdstudy.engines.local import Local
@@ -99,7 +99,7 @@ def _made(said: str, joins: bool) -> Engine:
             raise KDStudyError(f"engine {said!r}: 'local:4' is four workers, 'local' one a GPU or a core")
         return Local(int(number) if number else None)
     if re.fullmatch(r"(localhost|[\w-]+(\.[\w-]+)+):\d+", address):
-        raise KDStudyError(f"unknown engine {said!r}: did you mean '{'tcp' if is_loopback(name) else 'tls'}://{said}'?")
+        raise KDStudyError(f"unknown engine {said!r}: did you mean '{with_scheme(said)}'?")
     raise unknown("engine", said, NAMES)
 
 

@@ -173,6 +173,20 @@ def check_private(addresses: Iterable[str]) -> None:
             )
 
 
+def with_scheme(place: str) -> str:
+    """Return the address that is probably meant where it is not said how a scheduler is reached.
+
+    Args:
+        place: its host and port.
+
+    Example:
+        >>> with_scheme("cluster.org:8786")
+        'tls://cluster.org:8786'
+    """
+    host = place.rpartition(":")[0].strip("[]")
+    return f"{'tcp' if is_loopback(host) and not has_tls() else 'tls'}://{place}"
+
+
 def is_loopback(host: str) -> bool:
     """Return whether a host's name or address is of this machine alone.
 

@@ -49,19 +49,16 @@ class Member:
         process: its process.
         log: what it says of itself.
         vain: how often in a row it has ended before the scheduler knew it.
-        known: whether the scheduler was seen to know it.
     """
 
     process: subprocess.Popen[bytes]
     log: Path
     vain: int = 0
-    known: bool = False
 
     @property
     def joined(self) -> bool:
         """Whether the scheduler knows it, or has known it."""
-        self.known = self.known or b"Registered to" in self.log.read_bytes()
-        return self.known
+        return "Registered to" in self.said
 
     @property
     def said(self) -> str:
@@ -71,8 +68,7 @@ class Member:
     @property
     def sign(self) -> str:
         """What Dask says of why it has ended, where that has to do with the scheduler."""
-        said = self.said
-        return next((meaning for sign, meaning in SIGNS.items() if sign in said), "")
+        return next((meaning for sign, meaning in SIGNS.items() if sign in self.said), "")
 
     @property
     def ending(self) -> str:
@@ -151,7 +147,7 @@ class Crew:
             if member.vain >= STARTS:
                 raise self._in_vain(member)
             anew.setdefault(member.ending, []).append(number + 1)
-            member.process, member.known = self._start(number, member.log), False
+            member.process = self._start(number, member.log)
         return anew
 
     def _in_vain(self, member: Member) -> KDStudyError:

@@ -176,8 +176,8 @@ def _read(order: Order) -> Run:
 
 
 def _lacks(run: Run, store: Store) -> list[Parcel]:
-    """Return what a node lacks to train a run: what it builds on, images in a folder, a file of weights."""
-    found: dict[Parcel, None] = {("run", other.key): None for other in run.builds_on if store.find(other) is None}
+    """Return what a node lacks to train a run beside other runs: images in a folder, a file of weights."""
+    found: dict[Parcel, None] = {}
     for each in (run, *run.teachers):
         for data in filter(None, (each.data, each.data.unlabelled)):
             there = data.name != "folder" or os.path.isdir(str(data.args["path"]))
@@ -249,17 +249,29 @@ def lacking(key: str, results: Mapping[str, str]) -> tuple[list[Parcel], tuple[i
     """
     task = TASKS[key]
     assert task.run is not None
-    for other in task.run.builds_on:
-        found = task.store.find(other)
-        if found and found.digests["weights.safetensors"] != results.get(other.key):
-            raise KDStudyError(
-                f"{task.store.root} on {platform.node()} has another result of {other.label} than the study's store: "
-                "give its workers another KDSTUDY_RUNS, or delete it there"
-            )
-        if found:
-            with suppress(OSError):
-                os.utime(found.folder)  # it is not removed just now, see `clear`
-    return _lacks(task.run, task.store), reached(task.store.folder(task.run))
+    lacks: list[Parcel] = [
+        ("run", other.key) for other in task.run.builds_on if not _is_here(other, task.store, results)
+    ]
+    return lacks + _lacks(task.run, task.store), reached(task.store.folder(task.run))
+
+
+def _is_here(run: Run, store: Store, results: Mapping[str, str]) -> bool:
+    """Return whether what another run builds on is here; if it is, it is not removed just now, see `clear`.
+
+    Raises:
+        KDStudyError: if there is another result of it here than the client has.
+    """
+    found = store.find(run)
+    if found is None:
+        return False
+    if found.digests["weights.safetensors"] != results.get(run.key):
+        raise KDStudyError(
+            f"{store.root} on {platform.node()} has another result of {run.label} than the study's store: "
+            "give its workers another KDSTUDY_RUNS, or delete it there"
+        )
+    with suppress(OSError):
+        os.utime(found.folder)
+    return True
 
 
 def stop(keys: Sequence[str]) -> None:
